@@ -1,0 +1,107 @@
+"""Look once: everything that the chosen metrics need of one model on one data set, in one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+
+from expunge.errors import BadInput, did_you_mean
+from expunge.families import Batches, Family
+from expunge.files import write_atomic
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything measured of one model on one data set: a row per example."""
+
+    table: pa.Table
+    """Columns `id`, `group` where the family has groups, and one per quantity."""
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    @property
+    def ids(self) -> list[str]:
+        """Example ids, in row order."""
+        return self.table["id"].to_pylist()
+
+    @property
+    def groups(self) -> np.ndarray | None:
+        """`[n]` group names, or None."""
+        return np.asarray(self.table["group"].to_pylist()) if "group" in self.table.column_names else None
+
+    def __getitem__(self, quantity: str) -> np.ndarray:
+        """One quantity: `[n]`, or `[n, d]` for vectors."""
+        if quantity not in self.table.column_names:
+            raise BadInput(f"the evidence has no '{quantity}'{did_you_mean(quantity, self.table.column_names)}")
+        column = self.table[quantity].combine_chunks()
+        if pa.types.is_fixed_size_list(column.type):
+            return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
+        return column.to_numpy(zero_copy_only=False)
+
+    def select(self, rows: np.ndarray) -> Evidence:
+        """The examples numbered (or masked by) `rows`."""
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        return Evidence(self.table.take(pa.array(rows)))
+
+    def write(self, path: Path) -> None:
+        """Write as Parquet, atomically."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(self.table, sink)
+        write_atomic(path, sink.getvalue().to_pybytes())
+
+    @classmethod
+    def read(cls, path: Path) -> Evidence:
+        """Read what `write` wrote."""
+        if not path.exists():
+            raise BadInput(f"no evidence at '{path}'")
+        return cls(pq.read_table(path))
+
+
+def collect(
+    family: Family,
+    model: nn.Module,
+    dataset: Dataset,
+    quantities: Sequence[str],
+    *,
+    batch_size: int = 256,
+    device: str = "cpu",
+) -> Evidence:
+    """One forward pass of `model` over `dataset`, in eval mode, for the union of `quantities`."""
+    hidden = [q.removeprefix("features:") for q in quantities if q.startswith("features:")]
+    batches = Batches(family, dataset, device)
+    model.to(device)
+    was_training = model.training
+    model.eval()
+    # Filled in place by row: concatenating at the end would hold everything twice.
+    arrays: dict[str, Tensor] = {}
+    with torch.inference_mode():
+        for rows, batch in batches.sequential(batch_size):
+            made = family.observe(family.forward(model, batch, hidden), batch, quantities)
+            for name, value in made.items():
+                if name not in arrays:
+                    arrays[name] = torch.empty((len(batches), *value.shape[1:]), dtype=value.dtype)
+                arrays[name][rows] = value.cpu()
+    model.train(was_training)
+    columns: dict[str, pa.Array] = {"id": pa.array([str(i) for i in dataset["id"]])}
+    groups = family.groups(dataset)
+    if groups is not None:
+        columns["group"] = pa.array([str(g) for g in groups])
+    for name, value in arrays.items():
+        columns[name] = _arrow(value.numpy())
+    return Evidence(pa.table(columns))
+
+
+def _arrow(array: np.ndarray) -> pa.Array:
+    if array.ndim == 1:
+        return pa.array(array)
+    flat = array.reshape(len(array), -1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1])

@@ -1,0 +1,29 @@
+"""Retraining from scratch: exact, and the yardstick of everything else."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from expunge.methods.base import Method, Workplace
+from expunge.methods.objective import fit
+from expunge.problem import Problem
+
+
+class Retrain(Method):
+    """Train a fresh model on the retain set by the target's own recipe.
+
+    The initial weights and the data order come from the run's seed, and differ from the target's.
+    """
+
+    name = "retrain"
+    paper = "definition of exact unlearning; Cao & Yang, IEEE S&P 2015"
+    kind = "exact"
+    needs = frozenset({"retain", "architecture", "recipe"})
+
+    def produce(self, problem: Problem, model: nn.Module, workplace: Workplace) -> nn.Module:  # noqa: D102
+        recipe = problem.recipe
+        if recipe is None:
+            raise AssertionError("checked by `needs`")
+        # Another stream than the target's: a retrained model that shares its initial weights is not independent.
+        fresh = problem.fresh_model(workplace.seed + 7_919).to(workplace.device)
+        return fit(problem, fresh, "retain", recipe, workplace)

@@ -1,0 +1,41 @@
+"""Families: how each kind of model reads a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from expunge.errors import BadInput, did_you_mean
+from expunge.families.base import Batch, Family, Outputs, metered
+from expunge.families.batches import Batches
+from expunge.families.classifier import Classifier
+from expunge.families.inputs import Images, Inputs, Table, Text
+from expunge.families.models import Architecture
+from expunge.families.regressor import Regressor
+
+FAMILIES: dict[str, type[Classifier] | type[Regressor]] = {f.name: f for f in (Classifier, Regressor)}
+
+
+def restore_family(description: dict[str, Any]) -> Family:
+    """The inverse of `Family.describe`."""
+    name = description["family"]
+    if name not in FAMILIES:
+        raise BadInput(f"unknown family '{name}'{did_you_mean(name, FAMILIES)}")
+    return FAMILIES[name].restore(description)
+
+
+__all__ = [
+    "FAMILIES",
+    "Architecture",
+    "Batch",
+    "Batches",
+    "Classifier",
+    "Family",
+    "Images",
+    "Inputs",
+    "Outputs",
+    "Regressor",
+    "Table",
+    "Text",
+    "metered",
+    "restore_family",
+]

@@ -1,0 +1,238 @@
+"""The interface that carries everything: how one kind of model reads a batch.
+
+A method, a metric or an attack written against `Family` works for every family that has the quantities it needs.
+Shapes: `B` examples, `T` positions (1 for a plain classifier, tokens for text generation), `C` classes, vocabulary or
+values.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from expunge.errors import BadInput, did_you_mean
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Rows = Mapping[str, Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some examples, ready for the model; moves between devices as one thing."""
+
+    ids: list[str]
+    inputs: dict[str, Tensor]
+    """What the model is called with, each `[B, ...]`."""
+    targets: Tensor
+    """`[B, T]` class or token numbers, or `[B, T, C]` values."""
+    mask: Tensor
+    """`[B, T]` bool: the positions that count."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same examples on `device`."""
+        return replace(
+            self,
+            inputs={k: v.to(device) for k, v in self.inputs.items()},
+            targets=self.targets.to(device),
+            mask=self.mask.to(device),
+        )
+
+    def select(self, rows: Tensor) -> Batch:
+        """The examples numbered `rows` (`[b]`, long), in that order."""
+        return Batch(
+            [self.ids[i] for i in rows.tolist()],
+            {k: v[rows] for k, v in self.inputs.items()},
+            self.targets[rows],
+            self.mask[rows],
+        )
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one forward pass gave."""
+
+    prediction: Tensor
+    """`[B, T, C]`: logits, predicted values, predicted noise, ..."""
+    hidden: dict[str, Tensor] = field(default_factory=dict)
+    """Activations by layer, each `[B, positions, d]`."""
+
+    def select(self, rows: Tensor) -> Outputs:
+        """The outputs of the examples numbered (or masked by) `rows`."""
+        return Outputs(self.prediction[rows], {k: v[rows] for k, v in self.hidden.items()})
+
+    def detach(self) -> Outputs:
+        """The same numbers, cut off from the graph."""
+        return Outputs(self.prediction.detach(), {k: v.detach() for k, v in self.hidden.items()})
+
+
+@dataclass
+class Meter:
+    """Counts the examples that went through models inside `metered()`."""
+
+    examples: int = 0
+
+
+_METERS: ContextVar[tuple[Meter, ...]] = ContextVar("expunge_meters", default=())
+
+
+@contextlib.contextmanager
+def metered() -> Iterator[Meter]:
+    """Count forward passes, example by example, of everything that runs inside the block."""
+    meter = Meter()
+    token = _METERS.set((*_METERS.get(), meter))
+    try:
+        yield meter
+    finally:
+        _METERS.reset(token)
+
+
+def count_examples(n: int) -> None:
+    """Tell the running meters that `n` examples went through a model outside `Family.forward`."""
+    for meter in _METERS.get():
+        meter.examples += n
+
+
+class Family(ABC):
+    """How one kind of model reads a batch. Instances hold only how to read, never a model."""
+
+    name: ClassVar[str]
+    likelihood: ClassVar[Literal["exact", "bound", "none"]]
+    """What `nll` means. Methods and metrics that need an exact one say so."""
+    quantities: ClassVar[Mapping[str, str]]
+    """What one evidence pass can yield: name to definition."""
+    relabelings: ClassVar[Mapping[str, str]]
+    """Which `how` `relabel` knows: name to definition."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Everything that `restore` needs, as plain JSON; part of every fingerprint."""
+
+    @abstractmethod
+    def collate(self, rows: Rows) -> Batch:
+        """Rows of a data set (columns of equal length) to a batch on the CPU."""
+
+    @abstractmethod
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        """`[B, T, C]` predictions; differentiable. Called through `forward`."""
+
+    @abstractmethod
+    def nll(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """`[B]` negative log-likelihood in nats, float32 or wider: the SUM over valid positions."""
+
+    @abstractmethod
+    def divergence(self, p: Outputs, q: Outputs, batch: Batch, temperature: float = 1.0) -> Tensor:
+        """`[B]` divergence D(p‖q) in nats, summed over valid positions, of both distributions raised to 1/temperature."""
+
+    @abstractmethod
+    def relabel(self, batch: Batch, how: str, generator: torch.Generator) -> Batch:
+        """The batch with other targets, by one of `relabelings`."""
+
+    @abstractmethod
+    def observe(self, outputs: Outputs, batch: Batch, quantities: Sequence[str]) -> dict[str, Tensor]:
+        """The asked quantities, each `[B]` or `[B, d]`, computed in float32 or wider."""
+
+    @abstractmethod
+    def check(self, dataset: Dataset, name: str) -> None:
+        """Refuse data that this family cannot read: NaN features, labels out of range, missing columns."""
+
+    def groups(self, dataset: Dataset) -> np.ndarray | None:
+        """`[n]` group of each example for breakdowns (class by default), or None where there are none."""
+        return None
+
+    def terms(self, batch: Batch) -> Tensor:
+        """`[B]` valid positions of each example, so that a mean is `nll / terms`, never hidden in a reduction."""
+        return batch.mask.sum(-1)
+
+    def trim(self, batch: Batch) -> Batch:
+        """The batch without positions that are padding in all its examples."""
+        return batch
+
+    @final
+    def forward(self, model: nn.Module, batch: Batch, hidden: Sequence[str] = ()) -> Outputs:
+        """One forward pass, with the activations of the layers named in `hidden`."""
+        count_examples(len(batch))
+        if not hidden:
+            return Outputs(self.predict(model, batch))
+        with captured(model, hidden) as caught:
+            prediction = self.predict(model, batch)
+        return Outputs(prediction, dict(caught))
+
+    def layers(self, model: nn.Module) -> list[str]:
+        """Addressable layers, in forward order: repeated blocks as one layer each, then what has weights besides."""
+        return block_names(model)
+
+    def head(self, model: nn.Module) -> str:
+        """Name of the last linear layer."""
+        linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        if not linear:
+            raise BadInput(f"{type(model).__name__} has no linear layer that could be its head")
+        return linear[-1]
+
+
+def block_names(model: nn.Module) -> list[str]:
+    """Names of repeated blocks (members of module lists) and of weighted modules outside them, in definition order."""
+    names: list[str] = []
+
+    def visit(module: nn.Module, prefix: str) -> None:
+        children = list(module.named_children())
+        if isinstance(module, nn.ModuleList):
+            for name, child in children:
+                # A stage that holds a list of its own is one layer per inner block.
+                if any(isinstance(inner, nn.ModuleList) for inner in child.modules()):
+                    visit(child, f"{prefix}{name}.")
+                else:
+                    names.append(f"{prefix}{name}")
+            return
+        if not children:
+            if any(True for _ in module.parameters(recurse=False)):
+                names.append(prefix.removesuffix("."))
+            return
+        for name, child in children:
+            visit(child, f"{prefix}{name}.")
+
+    visit(model, "")
+    return names
+
+
+@contextlib.contextmanager
+def captured(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Catch the outputs of the named modules as `[B, positions, d]`."""
+    modules = dict(model.named_modules())
+    caught: dict[str, Tensor] = {}
+    handles = []
+    try:
+        for layer in layers:
+            if layer not in modules:
+                raise BadInput(f"the model has no layer '{layer}'{did_you_mean(layer, block_names(model))}")
+
+            def hook(_module: nn.Module, _inputs: object, output: Any, layer: str = layer) -> None:
+                tensor = output if isinstance(output, Tensor) else output[0]
+                caught[layer] = as_positions(tensor)
+
+            handles.append(modules[layer].register_forward_hook(hook))
+        yield caught
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def as_positions(activation: Tensor) -> Tensor:
+    """`[B, d]` to `[B, 1, d]`; images `[B, d, H, W]` to `[B, H*W, d]`; sequences stay as they are."""
+    if activation.dim() == 2:
+        return activation.unsqueeze(1)
+    if activation.dim() == 4:
+        return activation.flatten(2).transpose(1, 2)
+    return activation

@@ -1,0 +1,48 @@
+"""Batches of one data set: collated once where they fit in memory, row by row where they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from expunge.families.base import Batch, Family
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+RESIDENT_BYTES = 1 << 30
+"""Data sets that collate to less than this stay in memory as one batch."""
+
+
+class Batches:
+    """Random access to the examples of `dataset` as batches of `family`, on `device`."""
+
+    def __init__(self, family: Family, dataset: Dataset, device: torch.device | str = "cpu") -> None:
+        self.family, self.device = family, torch.device(device)
+        # numpy format: columns arrive as arrays, not as Python lists of lists.
+        self._dataset = dataset.with_format("numpy")
+        self._resident: Batch | None = None
+        if len(dataset) and self._bytes_per_row() * len(dataset) < RESIDENT_BYTES:
+            self._resident = family.collate(self._dataset[:]).to(self.device)
+
+    def _bytes_per_row(self) -> int:
+        first = self.family.collate(self._dataset[:1])
+        return sum(t.element_size() * t.numel() for t in (*first.inputs.values(), first.targets, first.mask))
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def take(self, rows: Tensor) -> Batch:
+        """The examples numbered `rows` (`[b]`, long, CPU)."""
+        if self._resident is not None:
+            on_device = rows if self.device.type == "cpu" else rows.to(self.device)
+            return self.family.trim(self._resident.select(on_device))
+        return self.family.collate(self._dataset[rows.tolist()]).to(self.device)
+
+    def sequential(self, batch_size: int) -> Iterator[tuple[Tensor, Batch]]:
+        """All examples in order, as (row numbers, batch)."""
+        for rows in torch.arange(len(self)).split(batch_size):
+            yield rows, self.take(rows)

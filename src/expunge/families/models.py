@@ -1,0 +1,216 @@
+"""Models: building them fresh, loading and saving them, calling them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from expunge.errors import BadInput, Missing, did_you_mean
+from expunge.files import digest, state_digest
+from expunge.parameters import Parameters
+from expunge.registry import load_object
+
+
+class MLP(nn.Module):
+    """Fully connected network with ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, hidden: list[int]) -> None:
+        super().__init__()
+        sizes = [inputs, *hidden]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.head = nn.Linear(sizes[-1], outputs)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`[B, ...]` to `[B, outputs]`."""
+        x = features.flatten(1)
+        for layer in self.layers:
+            x = layer(x).relu()
+        return self.head(x)
+
+
+class CNN(nn.Module):
+    """Small convolutional network: 3x3 convolutions, each halved by max-pooling, one hidden linear layer."""
+
+    def __init__(
+        self, channels: int, size: int, outputs: int, widths: list[int] | None = None, hidden: int = 32, batchnorm: bool = False
+    ) -> None:
+        super().__init__()
+        widths = widths or [8, 16]
+        steps = [channels, *widths]
+        self.convs = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, padding=1), *([nn.BatchNorm2d(b)] if batchnorm else []), nn.ReLU(), nn.MaxPool2d(2))
+            for a, b in zip(steps, steps[1:], strict=False)
+        )
+        side = size // 2 ** len(widths)
+        if side < 1:
+            raise BadInput(f"images of {size} pixels cannot be halved {len(widths)} times; give fewer widths")
+        self.hidden = nn.Linear(widths[-1] * side * side, hidden)
+        self.head = nn.Linear(hidden, outputs)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """`[B, channels, size, size]` to `[B, outputs]`."""
+        x = pixel_values
+        for conv in self.convs:
+            x = conv(x)
+        return self.head(self.hidden(x.flatten(1)).relu())
+
+
+BUILTIN: dict[str, type[nn.Module]] = {"mlp": MLP, "cnn": CNN}
+
+AUTO_CLASSES = {
+    "image-classification": "AutoModelForImageClassification",
+    "sequence-classification": "AutoModelForSequenceClassification",
+}
+
+
+class Architecture(Parameters):
+    """How to build a model with fresh weights, as plain data."""
+
+    kind: Literal["builtin", "transformers", "module"] = Field(description="where the class comes from")
+    name: str = Field(
+        description="builtin: mlp or cnn; transformers: a task such as image-classification; module: package.module:factory"
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="keyword arguments of the factory, or the transformers configuration"
+    )
+
+    def build(self, seed: int) -> nn.Module:
+        """A model with fresh weights; the global random state is left as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self._construct()
+
+    def _construct(self) -> nn.Module:
+        if self.kind == "builtin":
+            if self.name not in BUILTIN:
+                raise BadInput(f"unknown built-in model '{self.name}'{did_you_mean(self.name, BUILTIN)}")
+            try:
+                return BUILTIN[self.name](**self.options)
+            except TypeError as error:
+                raise BadInput(f"model '{self.name}' cannot be built from {self.options}: {error}") from None
+        if self.kind == "module":
+            factory = load_object(self.name)
+            if not callable(factory):
+                raise BadInput(f"'{self.name}' is a {type(factory).__name__}, not something that builds a model")
+            model = factory(**self.options)
+            if not isinstance(model, nn.Module):
+                raise BadInput(f"'{self.name}' returned a {type(model).__name__}; it must return a torch.nn.Module")
+            return model
+        import transformers
+
+        if self.name not in AUTO_CLASSES:
+            raise BadInput(f"unknown transformers task '{self.name}'{did_you_mean(self.name, AUTO_CLASSES)}")
+        options = {k: v for k, v in self.options.items() if k != "transformers_version"}
+        config = transformers.AutoConfig.for_model(**options)
+        return getattr(transformers, AUTO_CLASSES[self.name]).from_config(config)
+
+    @classmethod
+    def of_transformers(cls, model: nn.Module, task: str) -> Architecture:
+        """The architecture of a loaded `transformers` model."""
+        options = json.loads(model.config.to_json_string(use_diff=False))  # pyright: ignore
+        drop = ("_name_or_path", "transformers_version", "architectures")
+        return cls(kind="transformers", name=task, options={k: v for k, v in options.items() if k not in drop})
+
+
+def call(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Call a `transformers` model by keyword, any other module by position, and return its logits or values."""
+    from transformers import PreTrainedModel
+
+    inner = getattr(model, "module", model)  # accelerate wraps models for distributed training
+    if isinstance(inner, PreTrainedModel):
+        return model(**inputs).logits
+    return model(*inputs.values())
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Fingerprint of the weights and buffers."""
+    return state_digest(model.state_dict())
+
+
+def clone(model: nn.Module) -> nn.Module:
+    """A copy that shares nothing with `model`."""
+    import copy
+
+    return copy.deepcopy(model)
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write all parameters and buffers as safetensors; tied tensors are written under each of their names."""
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}, path)
+
+
+def read_weights(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]:
+    """Read a safetensors file; pickle-based files run code when they are read and need `allow_pickle`."""
+    if not path.exists():
+        raise BadInput(f"no weights at '{path}'")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except Exception as error:
+            raise BadInput(f"'{path}' is not a readable safetensors file: {error}") from None
+    if not allow_pickle:
+        raise BadInput(
+            f"'{path}' is a pickle checkpoint, which can run code when it is read; "
+            "convert it to safetensors, or pass --allow-pickle if you trust where it comes from"
+        )
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return state.get("state_dict", state) if isinstance(state, dict) else state
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Put `weights` into `model`, or say which names or shapes do not fit."""
+    own = model.state_dict()
+    missing, extra = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
+    if missing or extra:
+        what = f"lacks '{missing[0]}'" if missing else f"has '{extra[0]}', which the model does not"
+        raise BadInput(
+            f"the weights of '{source}' do not fit the model: the file {what} "
+            f"({len(missing)} missing, {len(extra)} unexpected); check the architecture's options"
+        )
+    for name, tensor in weights.items():
+        if own[name].shape != tensor.shape:
+            raise BadInput(
+                f"the weights of '{source}' do not fit the model: '{name}' has shape {tuple(tensor.shape)}, "
+                f"the model expects {tuple(own[name].shape)}"
+            )
+    model.load_state_dict(dict(weights))
+
+
+def save_model(model: nn.Module, folder: Path, architecture: Architecture | None, family: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Write `model.safetensors` and `expunge.json` (architecture, family, facts) into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(model, folder / "model.safetensors")
+    record = {
+        "architecture": None if architecture is None else architecture.model_dump(mode="json"),
+        "family": family,
+        "fingerprint": fingerprint(model),
+        **facts,
+    }
+    (folder / "expunge.json").write_text(json.dumps(record, indent=2, sort_keys=True))
+
+
+def architecture_id(architecture: Architecture | None) -> str:
+    """Fingerprint of the architecture."""
+    return digest(None if architecture is None else architecture.model_dump(mode="json"))
+
+
+def load_folder(folder: Path) -> tuple[nn.Module, Architecture, dict[str, Any]]:
+    """Load a model that `save_model` wrote: the model, its architecture, and the record beside it."""
+    from expunge.files import read_json
+
+    if not (folder / "expunge.json").exists():
+        raise Missing(f"'{folder}' holds no expunge.json; was the run that writes it finished?")
+    record = read_json(folder / "expunge.json")
+    if record["architecture"] is None:
+        raise BadInput(f"'{folder}' does not say its architecture; pass the model as package.module:factory with --weights")
+    architecture = Architecture(**record["architecture"])
+    model = architecture.build(0)
+    load_weights(model, read_weights(folder / "model.safetensors"), str(folder))
+    return model, architecture, record

@@ -1,0 +1,178 @@
+"""Method: a Problem in, an unlearned model out.
+
+The base class is final where it matters and distrustful: what a method needs is checked before anything is loaded, it
+works on a copy, and cost and change are measured outside it.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from torch import nn
+
+from expunge.errors import BadInput, ExpungeError
+from expunge.families.base import metered
+from expunge.families.batches import Batches
+from expunge.families.models import clone
+from expunge.memory import peak_memory
+from expunge.parameters import Parameters
+from expunge.problem import Problem
+from expunge.registry import Registry
+
+METHODS: Registry[type[Method]] = Registry("method", "expunge.methods", "expunge.exact")
+
+NEEDS = {
+    "retain": "a retain set",
+    "holdout": "a holdout set (rows of the same kind that were never trained on)",
+    "architecture": "a model whose architecture can be built afresh",
+    "recipe": "the recipe the target was trained with",
+    "labels": "labels of the forget set",
+}
+"""What a method can ask for, and how an error calls it."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one run of a method took."""
+
+    seconds: float
+    """Wall time of the method itself, preparation included, loading excluded."""
+    peak_bytes: int | None
+    """Peak memory above the start: of the device where there is one, else of the process; None where unknown."""
+    examples: int
+    """Examples that went through a model, forward passes only, all models counted."""
+    passes: float
+    """`examples` divided by the number of training rows."""
+    changed: int
+    """Parameters whose value changed."""
+    parameters: int
+    """Parameters in all."""
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """The unlearned model and what it took to make it."""
+
+    model: nn.Module
+    cost: Cost
+    log: list[dict[str, Any]] = field(default_factory=list)
+    """Loss terms by step, as logged."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the result should know: nothing selected, stopped early, ..."""
+
+
+@dataclass
+class Workplace:
+    """What a method works with besides the problem: seed, device, and where to report and save."""
+
+    seed: int = 0
+    device: str = "cpu"
+    checkpoint: Path | None = None
+    """Folder for checkpoints of long training; None means none are written."""
+    reference: Literal["precompute", "live"] = "precompute"
+    """Outputs of frozen models: computed once and stored, or computed in every step with the model kept in memory."""
+    on_step: Callable[[Mapping[str, Any]], None] | None = None
+    log: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def generator(self, *purpose: int) -> torch.Generator:
+        """A random generator of its own for one purpose, fixed by the seed."""
+        mixed = self.seed
+        for part in purpose:
+            mixed = (mixed * 1_000_003 + part + 1) % (1 << 63)
+        return torch.Generator().manual_seed(mixed)
+
+    def batches(self, problem: Problem, split: str) -> Batches:
+        """Batches of a split, or of `train`."""
+        dataset = problem.train if split == "train" else problem.splits[split]
+        return Batches(problem.family, dataset, self.device)
+
+
+class Method(Parameters):
+    """Base of everything that forgets. Subclasses declare facts as class variables and hyperparameters as fields."""
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    """Where it was published."""
+    kind: ClassVar[Literal["objective", "edit", "exact"]]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    families: ClassVar[frozenset[str] | None] = None
+    """Families it fits; None means every one with a likelihood."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" in cls.__dict__:
+            cls.title = cls.name
+            METHODS.add(cls.name, cls)
+
+    @classmethod
+    def obstacles(cls, problem: Problem) -> list[str]:
+        """Why this method cannot run on `problem`; empty when it can."""
+        found = []
+        family = problem.family
+        if cls.families is not None and family.name not in cls.families:
+            found.append(f"it fits {', '.join(sorted(cls.families))}, not {family.name}")
+        elif cls.families is None and family.likelihood == "none":
+            found.append(f"it needs a likelihood, which {family.name} has not")
+        found += [f"it needs {NEEDS[n]}" for n in sorted(cls.needs - problem.offers())]
+        return found
+
+    @final
+    def forget(self, problem: Problem, workplace: Workplace | None = None) -> Forgotten:
+        """Forget on a copy of the target; cost and change are measured here, not claimed by the method."""
+        workplace = workplace or Workplace()
+        obstacles = self.obstacles(problem)
+        if obstacles:
+            raise BadInput(f"method '{self.name}' cannot run on {problem.name}: {'; '.join(obstacles)}")
+        target = problem.target
+        # Frozen parameters stay frozen in the copy; the target itself is never handed to a method.
+        model = clone(target).to(workplace.device)
+        model.eval()
+        started = time.perf_counter()
+        with metered() as meter, peak_memory(workplace.device) as memory, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(workplace.seed)
+            produced = self.produce(problem, model, workplace)
+        seconds = time.perf_counter() - started
+        produced.eval()
+        before = dict(target.named_parameters())
+        changed = total = 0
+        for name, parameter in produced.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise ExpungeError(
+                    f"method '{self.name}' produced NaN or infinite weights in '{name}'; lower its learning rate or epochs"
+                )
+            total += parameter.numel()
+            old = before.get(name)
+            same_shape = old is not None and old.shape == parameter.shape
+            changed += int((parameter.detach().cpu() != old.detach().cpu()).sum()) if same_shape else parameter.numel()  # pyright: ignore
+        cost = Cost(seconds, memory.bytes, meter.examples, meter.examples / len(problem.train), changed, total)
+        return Forgotten(produced, cost, workplace.log, workplace.notes)
+
+    @abstractmethod
+    def produce(self, problem: Problem, model: nn.Module, workplace: Workplace) -> nn.Module:
+        """Make the unlearned model; `model` is a private copy of the target that may be changed and returned."""
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{k}={getattr(self, k)!r}" for k in type(self).model_fields)
+        return f"{type(self).__name__}({given})"
+
+
+class Edit(Method):
+    """A closed-form or one-shot change of the weights, in place."""
+
+    kind = "edit"
+
+    @final
+    def produce(self, problem: Problem, model: nn.Module, workplace: Workplace) -> nn.Module:  # noqa: D102
+        self.edit(problem, model, workplace)
+        return model
+
+    @abstractmethod
+    def edit(self, problem: Problem, model: nn.Module, workplace: Workplace) -> None:
+        """Change `model`, a private copy of the target in eval mode, in place."""

@@ -1,0 +1,76 @@
+"""Checkpoints of a running loop: weights, optimizer, random state, position."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+EVERY_SECONDS = 30.0
+
+
+class Checkpoints:
+    """Saves at most every `EVERY_SECONDS`; one file, replaced atomically, so that a kill leaves the last one whole."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._file = None if folder is None else folder / "checkpoint.safetensors"
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether it is time to save."""
+        return self._file is not None and time.monotonic() - self._last >= EVERY_SECONDS
+
+    def save(self, position: tuple[int, int, int], model: nn.Module, optimizer: Any, kept: dict[str, Tensor]) -> None:
+        """Write everything needed to go on from `position` (epoch, pass, steps done in it)."""
+        if self._file is None:
+            return
+        tensors = {f"model.{k}": v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+        tensors |= {f"kept.{k}": v.detach().cpu().contiguous().clone() for k, v in kept.items()}
+        tensors["rng"] = torch.get_rng_state()
+        scalars: dict[str, Any] = {}
+        for index, entries in optimizer.state_dict()["state"].items():
+            for key, value in entries.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{index}.{key}"] = value.detach().cpu().contiguous().clone()
+                else:
+                    scalars[f"{index}.{key}"] = value
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._file.with_suffix(".part")
+        save_file(tensors, temporary, {"position": json.dumps(position), "scalars": json.dumps(scalars)})
+        temporary.replace(self._file)
+        self._last = time.monotonic()
+
+    def load(self, model: nn.Module, optimizer: Any, kept: dict[str, Tensor]) -> tuple[int, int, int]:
+        """Restore the last checkpoint and return its position; (0, 0, 0) where there is none."""
+        if self._file is None or not self._file.exists():
+            return (0, 0, 0)
+        with safe_open(self._file, "pt") as reader:
+            meta = reader.metadata()
+            tensors = {k: reader.get_tensor(k) for k in reader.keys()}  # noqa: SIM118 (a reader is no dict)
+        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        kept.clear()
+        kept.update({k.removeprefix("kept."): v for k, v in tensors.items() if k.startswith("kept.")})
+        state: dict[int, dict[str, Any]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".", 2)
+                state.setdefault(int(index), {})[key] = value
+        for name, value in json.loads(meta["scalars"]).items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        torch.set_rng_state(tensors["rng"])
+        epoch, traversal, step = json.loads(meta["position"])
+        return epoch, traversal, step
+
+    def clear(self) -> None:
+        """Remove what is no longer needed."""
+        if self._file is not None and self._file.parent.exists():
+            shutil.rmtree(self._file.parent, ignore_errors=True)

@@ -1,0 +1,173 @@
+"""The typed, versioned records that everything reads and writes: scores, verdicts, runs.
+
+`scores.json` of a run and the output of ``expunge audit --json`` are both a `ScoreFile`. Undefined is a status with a
+reason; a value that is not a number never becomes one.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from expunge.files import read_json, write_atomic
+
+SCHEMA_VERSION = 1
+
+Status = Literal["ok", "undefined", "not_applicable", "failed"]
+Direction = Literal["higher", "lower", "match"]
+"""Which way is better; `match` means as near as possible to the retrained model's value."""
+
+
+class Record(BaseModel):
+    """Base of the records; unknown keys are refused so that a newer file is not read as an older one."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Interval(Record):
+    """A confidence interval."""
+
+    low: float
+    high: float
+    level: float = 0.95
+    method: str = Field(description="how it was computed: wilson, bca, t over seeds, ...")
+
+
+class Reference(Record):
+    """The retrained models' values of the same metric on the same split."""
+
+    mean: float
+    values: list[float] = Field(description="one per retrained model that the judged model was compared with")
+    gap: float = Field(description="value minus mean")
+
+
+class Score(Record):
+    """One number about one model, or the reason why there is none."""
+
+    metric: str
+    split: str = Field(description="data set it was measured on; 'run' for costs")
+    value: float | None = None
+    unit: str = Field(description="share, nats, examples, seconds, bytes, the target's unit, ...")
+    direction: Direction
+    status: Status = "ok"
+    reason: str = Field(default="", description="why the status is not ok")
+    n: int | None = Field(default=None, description="examples it rests on")
+    interval: Interval | None = Field(default=None, description="sampling uncertainty over examples, where it is known")
+    groups: dict[str, float] = Field(default_factory=dict, description="the same metric per class or group")
+    reference: Reference | None = None
+    attack: bool = Field(default=False, description="True where the number is an attacker's success")
+
+    @model_validator(mode="after")
+    def _value_or_reason(self) -> Score:
+        if self.status == "ok" and self.value is None:
+            raise ValueError(f"score '{self.metric}' on '{self.split}' is ok but has no value")
+        if self.status != "ok" and (self.value is not None or not self.reason):
+            raise ValueError(f"score '{self.metric}' on '{self.split}' is {self.status}; it needs a reason and no value")
+        return self
+
+
+class Judged(Record):
+    """All scores of one model: which problem, which method with which parameters, which seed."""
+
+    problem: str = Field(description="name of the problem")
+    problem_id: str = Field(description="fingerprint of the problem")
+    method: str = Field(description="method name; 'target' for the model before forgetting")
+    label: str = Field(description="method name plus the parameters that differ from its defaults; what tables show")
+    passed: dict[str, Any] = Field(default_factory=dict, description="parameters as passed")
+    effective: dict[str, Any] = Field(default_factory=dict, description="parameters in effect")
+    seed: int
+    model_id: str | None = Field(default=None, description="fingerprint of the model's weights")
+    status: Status = "ok"
+    reason: str = ""
+    notes: list[str] = Field(default_factory=list)
+    scores: list[Score] = Field(default_factory=list)
+
+    def score(self, metric: str, split: str) -> Score | None:
+        """The score of `metric` on `split`, where it was computed."""
+        return next((s for s in self.scores if s.metric == metric and s.split == split), None)
+
+
+class Verdict(Record):
+    """A judgement on one property of one method over seeds, against the retrained reference.
+
+    Never the word "deleted": an equivalence test can only say that no difference larger than the margin was found.
+    """
+
+    problem: str
+    label: str
+    metric: str
+    split: str
+    judgement: Literal["no larger difference", "different", "undecided"]
+    margin: float = Field(description="largest difference that counts as none, in the metric's unit")
+    difference: float | None = Field(default=None, description="mean over seeds minus mean of the retrained models")
+    interval: Interval | None = Field(default=None, description="of the difference; level 0.90 as in a two one-sided test")
+    n: int = Field(description="models judged")
+    n_reference: int = Field(description="retrained models")
+    more_seeds: int | None = Field(default=None, description="further seeds that would probably decide; None where unknown")
+    sentence: str = Field(description="the judgement in words")
+
+
+class ScoreFile(Record):
+    """`scores.json`: every score of a run, and what it was computed with."""
+
+    schema_version: int = SCHEMA_VERSION
+    kind: Literal["scores"] = "scores"
+    name: str
+    problems: list[dict[str, Any]] = Field(description="facts of each problem: counts and fingerprints, never contents")
+    judged: list[Judged]
+    verdicts: list[Verdict] = Field(default_factory=list)
+    environment: dict[str, Any] = Field(default_factory=dict)
+
+    def write(self, path: Path) -> None:
+        """Write the file atomically."""
+        write_atomic(path, self.model_dump_json(indent=1))
+
+    @classmethod
+    def read(cls, path: Path) -> ScoreFile:
+        """Read a file of this or an older schema version."""
+        from pydantic import ValidationError
+
+        from expunge.errors import BadInput
+        from expunge.parameters import explain
+
+        content = read_json(path)
+        found = content.get("schema_version") if isinstance(content, dict) else None
+        if not isinstance(found, int) or found > SCHEMA_VERSION:
+            raise BadInput(f"'{path}' has schema version {found!r}; this expunge reads versions up to {SCHEMA_VERSION}")
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise BadInput(explain(error, f"'{path}'")) from None
+
+
+def environment() -> dict[str, Any]:
+    """What else could change a number: versions, platform, threads. No names of users, hosts or folders."""
+    import torch
+
+    packages: dict[str, str] = {}
+    for name in ("expunge", "torch", "transformers", "datasets", "accelerate", "numpy", "scipy", "scikit-learn"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "packages": packages,
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def mean_of(values: Iterable[float]) -> float:
+    """Arithmetic mean; NaN of nothing."""
+    values = list(values)
+    return math.fsum(values) / len(values) if values else math.nan
