@@ -1,1 +1,5 @@
-"""cli."""
+"""The command line; one thin file per command."""
+
+from expunge.cli.main import main
+
+__all__ = ["main"]

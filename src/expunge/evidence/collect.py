@@ -74,10 +74,14 @@ def collect(
     *,
     batch_size: int = 256,
     device: str = "cpu",
+    batches: Batches | None = None,
 ) -> Evidence:
-    """One forward pass of `model` over `dataset`, in eval mode, for the union of `quantities`."""
+    """One forward pass of `model` over `dataset`, in eval mode, for the union of `quantities`.
+
+    `batches` are the data set's, where they exist already: several models are then measured on one collated copy.
+    """
     hidden = [q.removeprefix("features:") for q in quantities if q.startswith("features:")]
-    batches = Batches(family, dataset, device)
+    batches = batches or Batches(family, dataset, device)
     model.to(device)
     was_training = model.training
     model.eval()

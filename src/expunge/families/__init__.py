@@ -8,7 +8,8 @@ from expunge.errors import BadInput, did_you_mean
 from expunge.families.base import Batch, Family, Outputs, metered
 from expunge.families.batches import Batches
 from expunge.families.classifier import Classifier
-from expunge.families.inputs import Images, Inputs, Table, Text
+from expunge.families.images import Images
+from expunge.families.inputs import Inputs, Table, Text
 from expunge.families.models import Architecture
 from expunge.families.regressor import Regressor
 

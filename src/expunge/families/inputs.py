@@ -1,4 +1,4 @@
-"""From rows to model inputs: tables, images, text."""
+"""From rows to model inputs: the interface, tables and text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from expunge.errors import BadInput
+from expunge.errors import BadInput, did_you_mean
 from expunge.families.base import Rows
 
 if TYPE_CHECKING:
@@ -30,7 +30,12 @@ class Inputs(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Plain JSON from which `restore_inputs` makes an equal object."""
+        """Plain JSON, `kind` included, from which `restore_inputs` makes an equal object."""
+
+    @classmethod
+    def restore(cls, description: dict[str, Any]) -> Inputs:
+        """The inverse of `describe`, without `kind`."""
+        return cls(**description)
 
     @property
     @abstractmethod
@@ -41,23 +46,22 @@ class Inputs(ABC):
         """Refuse missing columns and values that are not numbers."""
         missing = [c for c in self.columns if c not in dataset.column_names]
         if missing:
-            raise BadInput(
-                f"{name} has no column '{missing[0]}'; it has {', '.join(dataset.column_names)}"
-            )
+            raise BadInput(f"{name} has no column '{missing[0]}'; it has {', '.join(dataset.column_names)}")
 
     def trim(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Drop what is padding in all rows."""
         return inputs
 
 
-def _refuse_nan(values: np.ndarray, dataset: Dataset, name: str, column: str) -> None:
+def refuse_nan(values: np.ndarray, dataset: Dataset, name: str, column: str) -> None:
+    """Refuse NaN and infinity in `values` (`[n, ...]`, row by row), naming the first such row."""
     flat = np.asarray(values, dtype=np.float64).reshape(len(dataset), -1)
     bad = ~np.isfinite(flat).all(axis=1)
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
         raise BadInput(
-            f"{name} has {int(bad.sum())} rows with NaN or infinity in '{column}' (first: id '{dataset['id'][first]}'); "
-            "drop or impute them before training or forgetting"
+            f"{name} has {int(bad.sum())} rows with NaN or infinity in '{column}' "
+            f"(first: id '{dataset['id'][first]}'); drop or impute them before training or forgetting"
         )
 
 
@@ -81,7 +85,7 @@ class Table(Inputs):
     @classmethod
     def fit(cls, dataset: Dataset, columns: Sequence[str]) -> Table:
         """Standardize by the mean and standard deviation of `dataset` (constant columns keep scale 1)."""
-        values = _matrix(dataset.with_format("numpy")[:], columns)
+        values = _matrix(dataset.select_columns(list(columns)).with_format("numpy")[:], columns)
         scale = values.std(axis=0)
         return cls(columns, values.mean(axis=0).tolist(), np.where(scale > 0, scale, 1.0).tolist())
 
@@ -95,17 +99,19 @@ class Table(Inputs):
 
     def check(self, dataset: Dataset, name: str) -> None:  # noqa: D102
         super().check(dataset, name)
-        columns = dataset.with_format("numpy")[:]
+        columns = dataset.select_columns(self._columns).with_format("numpy")[:]
         for column in self._columns:
             values = np.asarray(columns[column])
             if values.dtype == object or values.dtype.kind in "US":
                 try:
-                    values = np.asarray([np.nan if v is None else v for v in values.tolist()], dtype=np.float64)
+                    values = np.asarray(
+                        [np.nan if v is None else v for v in values.tolist()], dtype=np.float64
+                    )
                 except ValueError:
                     raise BadInput(
                         f"{name}: column '{column}' is not numeric; encode it or leave it out of the inputs"
                     ) from None
-            _refuse_nan(values, dataset, name, column)
+            refuse_nan(values, dataset, name, column)
 
     def describe(self) -> dict[str, Any]:  # noqa: D102
         return {
@@ -121,124 +127,31 @@ def _matrix(rows: Rows, columns: Sequence[str]) -> np.ndarray:
     return np.column_stack([np.asarray(rows[c], dtype=np.float64) for c in columns])
 
 
-class Images(Inputs):
-    """One column of images: arrays `[H, W]` or `[C, H, W]` as they are, or pictures that are resized and scaled to [0, 1].
-
-    ``(pixel * rescale - mean) / std`` per channel; the defaults leave arrays untouched.
-    """
-
-    kind = "images"
-
-    def __init__(
-        self,
-        column: str = "image",
-        size: tuple[int, int] | None = None,
-        channels: int = 1,
-        mean: Sequence[float] = (0.0,),
-        std: Sequence[float] = (1.0,),
-        rescale: float = 1.0,
-        argument: str = "pixel_values",
-    ) -> None:
-        self.column, self.size, self.channels = column, size, channels
-        self.mean, self.std, self.rescale, self.argument = list(mean), list(std), rescale, argument
-
-    @classmethod
-    def from_processor(cls, folder: Path | str, column: str, channels: int) -> Images:
-        """Read size, mean and scale from a `transformers` ``preprocessor_config.json`` (folder or hub id)."""
-        from transformers import AutoImageProcessor
-
-        processor = AutoImageProcessor.from_pretrained(folder)
-        size = processor.size
-        height = size.get("height") or size.get("shortest_edge")
-        width = size.get("width") or size.get("shortest_edge")
-        normalize = bool(processor.do_normalize)
-        return cls(
-            column,
-            (int(height), int(width)),
-            channels,
-            list(processor.image_mean)[:channels] if normalize else [0.0],
-            list(processor.image_std)[:channels] if normalize else [1.0],
-            float(processor.rescale_factor) if processor.do_rescale else 1.0,
-        )
-
-    @property
-    def columns(self) -> Sequence[str]:  # noqa: D102
-        return [self.column]
-
-    def encode(self, rows: Rows) -> dict[str, Tensor]:  # noqa: D102
-        array = np.stack([self._pixels(value) for value in rows[self.column]])
-        mean = np.asarray(self.mean, dtype=np.float32).reshape(1, -1, 1, 1)
-        std = np.asarray(self.std, dtype=np.float32).reshape(1, -1, 1, 1)
-        scaled = (array.astype(np.float32) * np.float32(self.rescale) - mean) / std
-        return {self.argument: torch.from_numpy(np.ascontiguousarray(scaled))}
-
-    def _pixels(self, value: Any) -> np.ndarray:
-        """One image as `[C, H, W]`."""
-        from PIL import Image
-
-        if isinstance(value, dict) and ("bytes" in value or "path" in value):
-            import io
-
-            value = Image.open(io.BytesIO(value["bytes"]) if value.get("bytes") else value["path"])
-        if isinstance(value, Image.Image):
-            return self._picture(value)
-        array = np.asarray(value)
-        if self.size is not None and array.dtype == np.uint8 and self._spatial(array) != self.size:
-            return self._picture(Image.fromarray(array))
-        if array.ndim == 2:
-            array = np.repeat(array[None], self.channels, axis=0)
-        elif array.ndim == 3 and array.shape[-1] in (1, 3) and array.shape[0] not in (1, 3):
-            array = array.transpose(2, 0, 1)
-        return array
-
-    @staticmethod
-    def _spatial(array: np.ndarray) -> tuple[int, int]:
-        last = array.ndim == 3 and array.shape[-1] in (1, 3)
-        shape = array.shape[:2] if last else array.shape[-2:]
-        return int(shape[0]), int(shape[1])
-
-    def _picture(self, picture: Any) -> np.ndarray:
-        picture = picture.convert("L" if self.channels == 1 else "RGB")
-        if self.size is not None:
-            picture = picture.resize((self.size[1], self.size[0]))
-        array = np.asarray(picture)
-        return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-
-    def check(self, dataset: Dataset, name: str) -> None:  # noqa: D102
-        super().check(dataset, name)
-        if "Image" in type(dataset.features[self.column]).__name__:
-            return
-        values = np.asarray(dataset.with_format("numpy")[self.column][:], dtype=np.float64)
-        _refuse_nan(values, dataset, name, self.column)
-
-    def describe(self) -> dict[str, Any]:  # noqa: D102
-        return {
-            "kind": self.kind,
-            "column": self.column,
-            "size": list(self.size) if self.size else None,
-            "channels": self.channels,
-            "mean": self.mean,
-            "std": self.std,
-            "rescale": self.rescale,
-            "argument": self.argument,
-        }
-
-
 class Text(Inputs):
-    """One text column, or a pair of them, through a `transformers` tokenizer; padded to the longest of the batch."""
+    """One text column, or a pair, through a `transformers` tokenizer; padded to the longest of the batch."""
 
     kind = "text"
 
     def __init__(self, columns: Sequence[str], tokenizer: Any, max_length: int) -> None:
         self._columns, self.tokenizer, self.max_length = list(columns), tokenizer, max_length
+        if not 1 <= len(self._columns) <= 2:
+            given = ", ".join(self._columns)
+            raise BadInput(f"a text model reads one column or a pair, got {len(self._columns)}: {given}")
+        if not tokenizer.is_fast:
+            raise BadInput(
+                f"{type(tokenizer).__name__} has no tokenizer.json; convert it to a fast tokenizer first"
+            )
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str, columns: Sequence[str], max_length: int | None = None) -> Text:
-        """Load the tokenizer of a local folder or hub id."""
+    def from_pretrained(cls, folder: Path | str, columns: Sequence[str], max_length: int = 512) -> Text:
+        """Load the tokenizer of a local folder or hub id; code that comes with it is never run.
+
+        Texts are cut after `max_length` tokens, or earlier where the tokenizer says so.
+        """
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        return cls(columns, tokenizer, max_length or min(int(tokenizer.model_max_length), 512))
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return cls(columns, tokenizer, min(int(tokenizer.model_max_length), max_length))
 
     @property
     def columns(self) -> Sequence[str]:  # noqa: D102
@@ -263,36 +176,52 @@ class Text(Inputs):
             empty = [i for i, v in enumerate(dataset[column]) if v is None or not str(v).strip()]
             if empty:
                 raise BadInput(
-                    f"{name} has {len(empty)} empty texts in '{column}' (first: id '{dataset['id'][empty[0]]}'); drop them"
+                    f"{name} has {len(empty)} empty texts in '{column}' "
+                    f"(first: id '{dataset['id'][empty[0]]}'); drop them"
                 )
 
     def describe(self) -> dict[str, Any]:  # noqa: D102
-        # The whole tokenizer, because a name alone does not fix what it does.
+        # The whole tokenizer, because a name alone does not fix what it does. Without padding and truncation,
+        # which every call sets anew and which would make two descriptions of the same tokenizer differ.
+        backend = {
+            **json.loads(self.tokenizer.backend_tokenizer.to_str()),
+            "padding": None,
+            "truncation": None,
+        }
         return {
             "kind": self.kind,
             "columns": self._columns,
             "max_length": self.max_length,
-            "tokenizer": json.loads(self.tokenizer.backend_tokenizer.to_str()),
-            "special": {k: str(v) for k, v in self.tokenizer.special_tokens_map.items()},
+            "tokenizer": backend,
+            "special": {
+                k: str(v) for k, v in self.tokenizer.special_tokens_map.items() if not isinstance(v, list)
+            },
+            "padding_side": self.tokenizer.padding_side,
+            "truncation_side": self.tokenizer.truncation_side,
+            # DistilBERT and RoBERTa take no token_type_ids; the tokenizer knows.
+            "arguments": list(self.tokenizer.model_input_names),
         }
 
-
-def restore_inputs(description: dict[str, Any]) -> Inputs:
-    """The inverse of `Inputs.describe`."""
-    values = {k: v for k, v in description.items() if k != "kind"}
-    kind = description["kind"]
-    if kind == "table":
-        return Table(**values)
-    if kind == "images":
-        return Images(**{**values, "size": tuple(values["size"]) if values["size"] else None})
-    if kind == "text":
+    @classmethod
+    def restore(cls, description: dict[str, Any]) -> Text:  # noqa: D102
         from tokenizers import Tokenizer
         from transformers import PreTrainedTokenizerFast
 
         tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=Tokenizer.from_str(json.dumps(values["tokenizer"])),
-            model_max_length=values["max_length"],
-            **values["special"],
+            tokenizer_object=Tokenizer.from_str(json.dumps(description["tokenizer"])),
+            model_max_length=description["max_length"],
+            padding_side=description["padding_side"],
+            truncation_side=description["truncation_side"],
+            model_input_names=description["arguments"],
+            **description["special"],
         )
-        return Text(values["columns"], tokenizer, values["max_length"])
-    raise BadInput(f"unknown kind of inputs '{kind}'; known: table, images, text")
+        return cls(description["columns"], tokenizer, description["max_length"])
+
+
+def restore_inputs(description: dict[str, Any]) -> Inputs:
+    """The inverse of `Inputs.describe`."""
+    kinds = {cls.kind: cls for cls in Inputs.__subclasses__()}
+    kind = description["kind"]
+    if kind not in kinds:
+        raise BadInput(f"unknown kind of inputs '{kind}'{did_you_mean(kind, kinds)}")
+    return kinds[kind].restore({k: v for k, v in description.items() if k != "kind"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ class MLP(nn.Module):
     def __init__(self, inputs: int, outputs: int, hidden: list[int]) -> None:
         super().__init__()
         sizes = [inputs, *hidden]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.head = nn.Linear(sizes[-1], outputs)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -39,14 +40,25 @@ class CNN(nn.Module):
     """Small convolutional network: 3x3 convolutions, each halved by max-pooling, one hidden linear layer."""
 
     def __init__(
-        self, channels: int, size: int, outputs: int, widths: list[int] | None = None, hidden: int = 32, batchnorm: bool = False
+        self,
+        channels: int,
+        size: int,
+        outputs: int,
+        widths: list[int] | None = None,
+        hidden: int = 32,
+        batchnorm: bool = False,
     ) -> None:
         super().__init__()
         widths = widths or [8, 16]
         steps = [channels, *widths]
         self.convs = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(a, b, 3, padding=1), *([nn.BatchNorm2d(b)] if batchnorm else []), nn.ReLU(), nn.MaxPool2d(2))
-            for a, b in zip(steps, steps[1:], strict=False)
+            nn.Sequential(
+                nn.Conv2d(a, b, 3, padding=1),
+                *([nn.BatchNorm2d(b)] if batchnorm else []),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            )
+            for a, b in pairwise(steps)
         )
         side = size // 2 ** len(widths)
         if side < 1:
@@ -75,10 +87,12 @@ class Architecture(Parameters):
 
     kind: Literal["builtin", "transformers", "module"] = Field(description="where the class comes from")
     name: str = Field(
-        description="builtin: mlp or cnn; transformers: a task such as image-classification; module: package.module:factory"
+        description="builtin: mlp or cnn; transformers: a task such as image-classification; "
+        "module: package.module:factory"
     )
     options: dict[str, Any] = Field(
-        default_factory=dict, description="keyword arguments of the factory, or the transformers configuration"
+        default_factory=dict,
+        description="keyword arguments of the factory, or the transformers configuration",
     )
 
     def build(self, seed: int) -> nn.Module:
@@ -98,10 +112,14 @@ class Architecture(Parameters):
         if self.kind == "module":
             factory = load_object(self.name)
             if not callable(factory):
-                raise BadInput(f"'{self.name}' is a {type(factory).__name__}, not something that builds a model")
+                raise BadInput(
+                    f"'{self.name}' is a {type(factory).__name__}, not something that builds a model"
+                )
             model = factory(**self.options)
             if not isinstance(model, nn.Module):
-                raise BadInput(f"'{self.name}' returned a {type(model).__name__}; it must return a torch.nn.Module")
+                raise BadInput(
+                    f"'{self.name}' returned a {type(model).__name__}; it must return a torch.nn.Module"
+                )
             return model
         import transformers
 
@@ -116,11 +134,13 @@ class Architecture(Parameters):
         """The architecture of a loaded `transformers` model."""
         options = json.loads(model.config.to_json_string(use_diff=False))  # pyright: ignore
         drop = ("_name_or_path", "transformers_version", "architectures")
-        return cls(kind="transformers", name=task, options={k: v for k, v in options.items() if k not in drop})
+        return cls(
+            kind="transformers", name=task, options={k: v for k, v in options.items() if k not in drop}
+        )
 
 
 def call(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Call a `transformers` model by keyword, any other module by position, and return its logits or values."""
+    """Call a `transformers` model by keyword, any other module by position; return its logits or values."""
     from transformers import PreTrainedModel
 
     inner = getattr(model, "module", model)  # accelerate wraps models for distributed training
@@ -183,7 +203,13 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
     model.load_state_dict(dict(weights))
 
 
-def save_model(model: nn.Module, folder: Path, architecture: Architecture | None, family: dict[str, Any], facts: dict[str, Any]) -> None:
+def save_model(
+    model: nn.Module,
+    folder: Path,
+    architecture: Architecture | None,
+    family: dict[str, Any],
+    facts: dict[str, Any],
+) -> None:
     """Write `model.safetensors` and `expunge.json` (architecture, family, facts) into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(model, folder / "model.safetensors")
@@ -209,7 +235,9 @@ def load_folder(folder: Path) -> tuple[nn.Module, Architecture, dict[str, Any]]:
         raise Missing(f"'{folder}' holds no expunge.json; was the run that writes it finished?")
     record = read_json(folder / "expunge.json")
     if record["architecture"] is None:
-        raise BadInput(f"'{folder}' does not say its architecture; pass the model as package.module:factory with --weights")
+        raise BadInput(
+            f"'{folder}' does not say its architecture; pass package.module:factory and the weights"
+        )
     architecture = Architecture(**record["architecture"])
     model = architecture.build(0)
     load_weights(model, read_weights(folder / "model.safetensors"), str(folder))

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class Regressor(Family):
     """Real values with Gaussian likelihood of unit variance in standardized units.
 
-    The model works in standardized units ``(value - center) / scale``; evidence is reported in the target's own units.
+    The model works in standardized units ``(value - center) / scale``, or in the target's own units where `raw` says so
+    (its values are then standardized before anything is computed); evidence is reported in the target's own units.
     Predictions are `[B, 1, C]` with C target columns. The log-likelihood is that of N(prediction, 1), so its gradient
     is that of half the squared error.
     """
@@ -51,6 +52,7 @@ class Regressor(Family):
         low: float | Sequence[float] | None = None,
         high: float | Sequence[float] | None = None,
         group: str | None = None,
+        raw: bool = False,
     ) -> None:
         self.inputs = inputs
         self.targets = [target] if isinstance(target, str) else list(target)
@@ -58,18 +60,20 @@ class Regressor(Family):
         self.center, self.scale = _vector(center, n), _vector(scale, n)
         self.low = None if low is None else _vector(low, n)
         self.high = None if high is None else _vector(high, n)
-        self.group = group
+        self.group, self.raw = group, raw
         if (self.scale <= 0).any():
             raise BadInput(f"the targets' scale must be above 0, got {self.scale.tolist()}")
 
     @classmethod
-    def fit(cls, inputs: Inputs, dataset: Dataset, target: str | Sequence[str], group: str | None = None) -> Regressor:
+    def fit(
+        cls, inputs: Inputs, dataset: Dataset, target: str | Sequence[str], group: str | None = None, raw: bool = False
+    ) -> Regressor:
         """Take center, scale and range from the targets in `dataset`."""
         names = [target] if isinstance(target, str) else list(target)
         values = np.column_stack([np.asarray(dataset[t], dtype=np.float64) for t in names])
         scale = np.where(values.std(0) > 0, values.std(0), 1.0)
         return cls(
-            inputs, names, values.mean(0).tolist(), scale.tolist(), values.min(0).tolist(), values.max(0).tolist(), group
+            inputs, names, values.mean(0).tolist(), scale.tolist(), values.min(0).tolist(), values.max(0).tolist(), group, raw
         )
 
     def describe(self) -> dict[str, Any]:  # noqa: D102
@@ -82,6 +86,7 @@ class Regressor(Family):
             "low": None if self.low is None else self.low.tolist(),
             "high": None if self.high is None else self.high.tolist(),
             "group": self.group,
+            "raw": self.raw,
         }
 
     @classmethod
@@ -97,8 +102,10 @@ class Regressor(Family):
         return Batch([str(i) for i in rows["id"]], self.inputs.encode(rows), standard, mask)
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:  # noqa: D102
-        values = call(model, batch.inputs)
-        return values.reshape(len(batch), 1, len(self.targets))
+        values = call(model, batch.inputs).reshape(len(batch), 1, len(self.targets))
+        if self.raw:
+            values = (values - torch.from_numpy(self.center).to(values)) / torch.from_numpy(self.scale).to(values)
+        return values
 
     def nll(self, outputs: Outputs, batch: Batch) -> Tensor:  # noqa: D102
         error = outputs.prediction - batch.targets.to(outputs.prediction.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -42,7 +43,7 @@ class Checkpoints:
                 else:
                     scalars[f"{index}.{key}"] = value
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._file.with_suffix(".part")
+        temporary = self._file.with_name(f".{os.getpid()}.part")  # an orphan of a killed run may still write its own
         save_file(tensors, temporary, {"position": json.dumps(position), "scalars": json.dumps(scalars)})
         temporary.replace(self._file)
         self._last = time.monotonic()

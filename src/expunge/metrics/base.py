@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,11 +12,15 @@ import numpy as np
 
 from expunge.errors import BadInput
 from expunge.evidence import Evidence
+from expunge.families import Family
 from expunge.record import Direction, Interval, Reference, Score, mean_of
 from expunge.registry import Registry
+from expunge.stats.intervals import t_interval
 
 Role = Literal["model", "target", "retrained", "fresh"]
-"""`model` is judged; `target` is the model before forgetting; `fresh` has random weights and was never trained."""
+"""`model` is judged, `target` is the model before forgetting, `fresh` has random weights and no training."""
+Reads = Mapping[tuple[Role, str], Sequence[str]]
+"""Quantities by (role, split)."""
 
 
 class Undefined(Exception):
@@ -48,6 +53,17 @@ class Readings:
         """The judged model on the split in question."""
         return self.evidence["model", self.split]
 
+    def paired(self, role: Role) -> tuple[Evidence, Evidence]:
+        """The judged model and another one on the split in question, row by row the same examples."""
+        other = self.evidence[role, self.split]
+        if not self.model.table["id"].equals(other.table["id"]):
+            raise BadInput(
+                f"the evidence of the {role} model on '{self.split}' ({len(other)} rows) is not of the same "
+                f"examples in the same order as the judged model's ({len(self.model)} rows); "
+                "collect both from one data set"
+            )
+        return self.model, other
+
 
 Function = Callable[[Readings], Estimate]
 
@@ -60,6 +76,7 @@ class Metric:
         reads: quantities by (role, split); the split '*' stands for the split in question.
         splits: data sets it is computed on.
         direction: which way is better, by split ('*' for the others).
+        families: the only families it means something for; None where having the quantities is enough.
         attack: the threat model where the metric is an attacker's success, else ''.
     """
 
@@ -67,7 +84,7 @@ class Metric:
     title: str
     definition: str
     function: Function
-    reads: Mapping[tuple[Role, str], Sequence[str]]
+    reads: Reads
     splits: Sequence[str]
     direction: Mapping[str, Direction]
     unit: str
@@ -78,8 +95,19 @@ class Metric:
     attack: str
     by_layer: bool = False
 
+    def __post_init__(self) -> None:
+        # As functools.wraps does: the registry tells two metrics of one name apart by the module they were
+        # written in.
+        object.__setattr__(self, "__module__", self.function.__module__)
+
+    def fits(self, family: Family | type[Family]) -> bool:
+        """Whether `family` yields every quantity that the metric reads, in the meaning that it needs."""
+        if self.families is not None and family.name not in self.families:
+            return False
+        return all(q in family.quantities for quantities in self.reads.values() for q in quantities)
+
     def needs(self, split: str, layers: Sequence[str] = ()) -> dict[tuple[Role, str], set[str]]:
-        """Quantities by (role, split) that computing it on `split` takes; LAYER is filled in from `layers`."""
+        """Quantities by (role, split) that computing it on `split` takes; LAYER is each of `layers`."""
         wanted: dict[tuple[Role, str], set[str]] = {}
         for (role, where), quantities in self.reads.items():
             place = wanted.setdefault((role, split if where == "*" else where), set())
@@ -97,31 +125,25 @@ class Metric:
     def __call__(self, split: str, evidence: Mapping[tuple[Role, str], Sequence[Evidence]]) -> Score:
         """The score on `split`.
 
-        `evidence` holds one or, for `retrained`, several data sets by (role, split). A metric that reads the retrained
-        model is computed against each and averaged.
+        `evidence` holds one or, for `retrained`, several data sets by (role, split). A metric that reads
+        the retrained model is computed against each and averaged; the average has no interval, because the
+        terms share the judged model.
         """
         facts = {
             "metric": self.name, "split": split, "unit": self.unit, "direction": self.better(split),
             "attack": bool(self.attack),
         }  # fmt: skip
-        keys = [(role, split if where == "*" else where) for role, where in self.reads]
-        absent = [key for key in keys if not evidence.get(key)]
-        if absent:
-            role, where = absent[0]
-            reason = {
-                "retrained": "there is no retrained model to compare with",
-                "target": "the target model was not given",
-                "fresh": "no fresh model could be built",
-            }.get(role, f"the problem has no '{where}' data") if where in _splits_of(evidence) or role != "model" else (
-                f"the problem has no '{where}' data"
-            )
-            return Score(**facts, status="undefined", reason=reason)
-        turns = max(len(evidence[key]) for key in keys)
-        estimates = []
+        keys = list(self.needs(split))
         try:
-            for turn in range(turns):
-                chosen = {key: evidence[key][turn % len(evidence[key])] for key in keys}
-                estimates.append(self.function(Readings(split, chosen)))
+            for role, where in keys:
+                _demand(role, where, evidence)
+            turns = max(len(evidence[key]) for key in keys)
+            estimates = [
+                self.function(
+                    Readings(split, {key: evidence[key][turn % len(evidence[key])] for key in keys})
+                )
+                for turn in range(turns)
+            ]
         except Undefined as reason:
             return Score(**facts, status="undefined", reason=str(reason))
         value = mean_of(e.value for e in estimates)
@@ -129,23 +151,46 @@ class Metric:
             return Score(**facts, status="undefined", reason=f"the value is {value}")
         groups = {g: mean_of(e.groups[g] for e in estimates if g in e.groups) for g in estimates[0].groups}
         return Score(
-            **facts, value=value, n=estimates[0].n, groups={g: v for g, v in groups.items() if math.isfinite(v)},
+            **facts,
+            value=value,
+            n=estimates[0].n,
+            groups={g: v for g, v in groups.items() if math.isfinite(v)},
             interval=estimates[0].interval if turns == 1 else None,
-        )  # fmt: skip
+        )
 
 
-def _splits_of(evidence: Mapping[tuple[Role, str], Sequence[Evidence]]) -> set[str]:
-    return {split for (role, split), found in evidence.items() if role == "model" and found}
+_ABSENT: dict[Role, str] = {
+    "target": "the target model was not given",
+    "retrained": "there is no retrained model to compare with",
+    "fresh": "no fresh model could be built",
+}
+
+
+def _demand(role: Role, split: str, evidence: Mapping[tuple[Role, str], Sequence[Evidence]]) -> None:
+    """Raise Undefined with the reason where the evidence of (role, split) is absent or empty."""
+    found = evidence.get((role, split))
+    if not found:
+        # Every model is measured on every split, so a split that the judged model lacks is not part of the
+        # problem.
+        measured = role != "model" and bool(evidence.get(("model", split)))
+        raise Undefined(_ABSENT[role] if measured else f"the problem has no '{split}' data")
+    if not all(len(one) for one in found):
+        raise Undefined(f"the '{split}' data has no rows")
 
 
 METRICS: Registry[Metric] = Registry("metric", "expunge.metrics", "expunge.attacks")
+
+
+def standard_metrics(family: Family | type[Family]) -> list[Metric]:
+    """Every registered metric that fits `family`, by name."""
+    return [metric for _, metric in METRICS.items() if metric.fits(family)]
 
 
 def metric(
     name: str,
     *,
     title: str,
-    reads: Mapping[tuple[Role, str], Sequence[str]],
+    reads: Reads,
     splits: Sequence[str],
     direction: Direction | Mapping[str, Direction],
     unit: str,
@@ -162,7 +207,7 @@ def metric(
             raise BadInput(f"metric '{name}' has no docstring; it must say its definition")
         by_layer = any(q.endswith(":LAYER") for qs in reads.values() for q in qs)
         declared = Metric(
-            name, title, function.__doc__.strip(), function, reads, tuple(splits),
+            name, title, inspect.cleandoc(function.__doc__), function, reads, tuple(splits),
             {"*": direction} if isinstance(direction, str) else direction, unit, low, high,
             None if families is None else frozenset(families), source, attack, by_layer,
         )  # fmt: skip
@@ -171,11 +216,34 @@ def metric(
     return register
 
 
-def by_group(values: np.ndarray, groups: np.ndarray | None) -> dict[str, float]:
-    """Mean of `values` within each group; empty where there are no groups."""
+def by_group(
+    values: np.ndarray,
+    groups: np.ndarray | None,
+    reduce: Callable[[np.ndarray], float | np.floating] = np.mean,
+) -> dict[str, float]:
+    """`reduce` of `values` (`[n, ...]`) within each group; empty where there are no groups."""
     if groups is None:
         return {}
-    return {str(g): float(np.mean(values[groups == g])) for g in np.unique(groups)}
+    return {str(g): float(reduce(values[groups == g])) for g in np.unique(groups)}
+
+
+def finite_values(values: np.ndarray, what: str) -> np.ndarray:
+    """`values` in float64; Undefined where some are NaN or infinite, as after a training that diverged."""
+    bad = int(np.sum(~np.isfinite(values)))
+    if bad:
+        raise Undefined(f"{what} is not finite for {bad} of {values.size} values; the model has diverged")
+    return values.astype(np.float64)
+
+
+def mean_estimate(values: np.ndarray, evidence: Evidence, what: str) -> Estimate:
+    """Mean over examples of `values` (`[n]`), its t interval over examples and the mean of each group."""
+    values = finite_values(values, what)
+    return Estimate(
+        float(values.mean()),
+        len(values),
+        t_interval(values, over="examples"),
+        by_group(values, evidence.groups),
+    )
 
 
 def with_reference(score: Score, references: Sequence[Score]) -> Score:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from datasets import Array2D, ClassLabel, Dataset, Features, Value
 
@@ -10,9 +12,13 @@ def digits() -> Dataset:
     """1,797 handwritten digits, 8x8, grey values scaled to [0, 1]; columns id, image, label."""
     from sklearn.datasets import load_digits
 
-    data = load_digits()
+    data: Any = load_digits()
     features = Features(
-        {"id": Value("string"), "image": Array2D((8, 8), "float32"), "label": ClassLabel(names=[str(i) for i in range(10)])}
+        {
+            "id": Value("string"),
+            "image": Array2D((8, 8), "float32"),
+            "label": ClassLabel(names=[str(i) for i in range(10)]),
+        }
     )
     return Dataset.from_dict(
         {
@@ -25,10 +31,10 @@ def digits() -> Dataset:
 
 
 def breast_cancer() -> tuple[Dataset, list[str]]:
-    """569 tumors, 30 measurements each, malignant or benign; columns id, the measurements, label. And their names."""
+    """569 tumors, malignant or benign; columns id, 30 measurements, label. And the measurements' names."""
     from sklearn.datasets import load_breast_cancer
 
-    data = load_breast_cancer()
+    data: Any = load_breast_cancer()
     names = [str(n).replace(" ", "_") for n in data.feature_names]
     columns: dict[str, object] = {"id": [f"tumor-{i:04d}" for i in range(len(data.target))]}
     columns |= {name: data.data[:, j] for j, name in enumerate(names)}
@@ -38,10 +44,13 @@ def breast_cancer() -> tuple[Dataset, list[str]]:
 
 
 def diabetes() -> tuple[Dataset, list[str]]:
-    """442 patients, 10 baseline measurements, disease progression after a year (25 to 346). And the measurements' names."""
+    """442 patients; columns id, 10 baseline measurements, disease progression after a year. And the names.
+
+    The progression is a score from 25 to 346 without a unit.
+    """
     from sklearn.datasets import load_diabetes
 
-    data = load_diabetes(scaled=False)
+    data: Any = load_diabetes(scaled=False)
     names = [str(n) for n in data.feature_names]
     columns: dict[str, object] = {"id": [f"patient-{i:04d}" for i in range(len(data.target))]}
     columns |= {name: data.data[:, j] for j, name in enumerate(names)}

@@ -1,0 +1,153 @@
+"""Models that users bring: a folder or hub id of `transformers`, a folder that expunge wrote, or a factory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from expunge.errors import BadInput, Missing
+from expunge.families import Architecture, Family, restore_family
+from expunge.families.models import AUTO_CLASSES, load_folder, load_weights, read_weights
+from expunge.parameters import Parameters
+
+_TASKS = {"ForImageClassification": "image-classification", "ForSequenceClassification": "sequence-classification"}
+
+
+class FactoryModel(Parameters):
+    """A model that the user's own code builds."""
+
+    title = "model"
+
+    factory: str = Field(description="package.module:factory or ./file.py:factory; its code is imported and run")
+    weights: str | None = Field(default=None, description="safetensors file; without it the model is trained here")
+    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the factory")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is known of a model before the data is looked at."""
+
+    architecture: Architecture
+    model: nn.Module | None
+    """None where only an architecture was given."""
+    family: Family | None = None
+    """How the model reads a batch, where its folder says so."""
+    location: str = ""
+    """Folder or hub id with the tokenizer or image processor; '' for other than `transformers` models."""
+    config: Any = None
+    """The `transformers` configuration."""
+
+
+def load_checkpoint(
+    reference: str | FactoryModel | Architecture,
+    base: Path,
+    *,
+    allow_pickle: bool = False,
+    notice: Callable[[str], None] = lambda _: None,
+) -> Checkpoint:
+    """Load the model that `reference` names; relative paths start from `base`.
+
+    `notice` is told before any code of the user is imported. Code that comes with a model on the hub is never run, and
+    pickle files are refused unless `allow_pickle`.
+    """
+    if isinstance(reference, Architecture):
+        if reference.kind == "module":
+            notice(f"importing and running '{reference.name}' to build the model")
+        return Checkpoint(_anchored(reference, base), None)
+    if isinstance(reference, FactoryModel):
+        notice(f"importing and running '{reference.factory}' to build the model")
+        architecture = Architecture(kind="module", name=reference.factory, options=reference.options)
+        architecture = _anchored(architecture, base)
+        if reference.weights is None:
+            return Checkpoint(architecture, None)
+        model = architecture.build(0)
+        load_weights(model, read_weights(base / reference.weights, allow_pickle=allow_pickle), reference.weights)
+        return Checkpoint(architecture, model.eval())
+    folder = base / Path(reference).expanduser()
+    if (folder / "expunge.json").is_file():
+        model, architecture, record = load_folder(folder)
+        return Checkpoint(architecture, model.eval(), restore_family(record["family"]))
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise BadInput(
+                f"'{folder}' holds neither expunge.json nor a transformers config.json; give a model's folder, a hub "
+                "id, or {factory: package.module:function, weights: FILE}"
+            )
+        return _transformers(str(folder), allow_pickle)
+    if folder.exists() or reference.startswith((".", "/", "~")) or reference.count("/") > 1:
+        raise BadInput(f"'{folder}' is no folder with a model; give a model's folder or a hub id")
+    return _transformers(reference, allow_pickle)
+
+
+def _anchored(architecture: Architecture, base: Path) -> Architecture:
+    """The same architecture, with a ``./file.py:factory`` reference that starts from `base`."""
+    module, _, function = architecture.name.rpartition(":")
+    if architecture.kind != "module" or not module.endswith(".py"):
+        return architecture
+    return architecture.replace(name=f"{(base / Path(module).expanduser()).resolve()}:{function}")
+
+
+def _transformers(location: str, allow_pickle: bool) -> Checkpoint:
+    import transformers
+
+    with _readable(location):
+        config = transformers.AutoConfig.from_pretrained(location, trust_remote_code=False)
+    classes = list(getattr(config, "architectures", None) or [])
+    task = next((t for suffix, t in _TASKS.items() for c in classes if c.endswith(suffix)), None)
+    if task is None:
+        raise BadInput(
+            f"'{location}' is a {' or '.join(classes) or 'model without a head'}; "
+            "expunge reads models for image classification and sequence classification"
+        )
+    if Path(location).is_dir() and not any(Path(location).glob("*.safetensors")) and not allow_pickle:
+        raise BadInput(
+            f"'{location}' has no safetensors weights, and pickle checkpoints can run code when they are read; "
+            "convert them to safetensors, or pass --allow-pickle if you trust where they come from"
+        )
+    with _readable(location):
+        model, report = getattr(transformers, AUTO_CLASSES[task]).from_pretrained(
+            location,
+            config=config,
+            trust_remote_code=False,
+            use_safetensors=None if allow_pickle else True,
+            dtype=torch.float32,  # losses and small updates drown in half precision
+            output_loading_info=True,
+        )
+    if report["missing_keys"]:
+        # transformers would fill them with random numbers and go on.
+        absent = sorted(report["missing_keys"])
+        raise BadInput(
+            f"the weights of '{location}' do not fit the model: '{absent[0]}' is missing "
+            f"({len(absent)} in all); save the fine-tuned model whole"
+        )
+    return Checkpoint(Architecture.of_transformers(model, task), model.eval(), location=location, config=config)
+
+
+@contextlib.contextmanager
+def _readable(location: str) -> Iterator[None]:
+    """Turn what `transformers` raises about a folder or hub id into one sentence; no progress bars."""
+    from huggingface_hub.errors import HfHubHTTPError
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, HfHubHTTPError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        if not Path(location).is_dir() and ("connect" in reason.lower() or "offline" in reason.lower()):
+            raise Missing(
+                f"'{location}' is no folder here, and the Hugging Face hub cannot be reached to look there; "
+                "check the path, or connect and run the same command again"
+            ) from None
+        raise BadInput(f"the model '{location}' cannot be loaded: {reason}") from None
+    finally:
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,272 @@
+"""A problem as data: a benchmark by name, or a user's own model and files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from datasets import Dataset, concatenate_datasets
+from pydantic import Field, field_validator, model_validator
+
+from expunge.data.benchmarks.base import BENCHMARKS
+from expunge.data.checkpoints import Checkpoint, FactoryModel, load_checkpoint
+from expunge.data.columns import (
+    data_classes,
+    encode_labels,
+    image_channels,
+    image_column,
+    is_bytes,
+    model_classes,
+    numeric_columns,
+    require,
+)
+from expunge.data.selection import Selection
+from expunge.data.sources import read_table
+from expunge.errors import BadInput
+from expunge.families import Architecture, Classifier, Family, Images, Inputs, Regressor, Table, Text
+from expunge.parameters import Parameters
+from expunge.problem import Problem, Training, with_ids
+
+_OWN = ("data", "forget_data", "retain", "holdout", "test", "probes", "family", "id", "target", "inputs", "group", "classes")
+
+
+class ProblemSpec(Parameters):
+    """What to forget from which model.
+
+    Either `benchmark`, or a `model` with `data` and what to `forget` of it, or a `model` with the rows to forget as
+    `forget_data` and those to keep as `retain`. Sources are files, folders or hub ids as in
+    `expunge.data.sources.read_table`.
+    """
+
+    title = "problem"
+
+    name: str | None = Field(default=None, description="how reports call the problem; default: the data's name")
+    benchmark: str | None = Field(default=None, description="name of an embedded problem (expunge list benchmarks)")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the benchmark, such as {model: vit}")
+    forget: Selection | None = Field(
+        default=None, description="what to forget: ids, where, class, user or fraction, as a mapping or in short as class=3"
+    )
+    model: str | FactoryModel | Architecture | None = Field(
+        default=None,
+        description="the target: a folder or hub id of a transformers classifier, a folder that expunge wrote, "
+        "{factory: package.module:function, weights: FILE, options: {...}}, or an architecture to train here",
+    )
+    recipe: Training | None = Field(
+        default=None, description="how the target was trained; needed to retrain, and to train a target here"
+    )
+    family: Literal["classifier", "regressor"] | None = Field(default=None, description="default: what the model says")
+    data: str | None = Field(default=None, description="all rows the target was trained on")
+    forget_data: str | None = Field(default=None, description="the rows to forget, where they are a source of their own")
+    retain: str | None = Field(default=None, description="the rows to keep, beside forget_data")
+    holdout: str | None = Field(default=None, description="rows of the same kind that were never trained on")
+    test: str | None = Field(default=None, description="rows to measure utility on")
+    probes: dict[str, str] = Field(default_factory=dict, description="further sources to measure on, by name")
+    id: str | None = Field(default=None, description="column of ids; default: id, or numbers by row")
+    target: str | list[str] | None = Field(default=None, description="label or target columns; default: label or target")
+    inputs: list[str] | None = Field(
+        default=None, description="input columns; default: all other numeric columns, the image column, or text"
+    )
+    group: str | None = Field(default=None, description="column to break results down by; default: the class")
+    classes: list[str] | None = Field(
+        default=None, description="the data's class names in the order of the model's outputs"
+    )
+    allow_pickle: bool = Field(default=False, description="read pickle checkpoints, which can run code")
+
+    @field_validator("forget", mode="before")
+    @classmethod
+    def _parse_forget(cls, given: Any) -> Any:
+        return Selection.parse(given) if isinstance(given, str) else given
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _parse_model(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            return Architecture(**given) if "kind" in given else FactoryModel(**given)
+        return given
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ProblemSpec:
+        if self.benchmark is not None:
+            own = [k for k in _OWN if getattr(self, k)]
+            if own:
+                raise BadInput(f"problem: '{own[0]}' describes your own data; leave out it or benchmark '{self.benchmark}'")
+            return self
+        if self.options:
+            raise BadInput("problem: 'options' belong to a benchmark; name one, or leave them out")
+        if (self.data is None) == (self.forget_data is None):
+            both = "not both" if self.data else "or name a benchmark"
+            raise BadInput(f"problem: give 'data' and what to 'forget', or 'forget_data' (and 'retain'), {both}")
+        if self.data is not None and self.forget is None:
+            raise BadInput("problem: 'forget' is missing; say what to forget, such as class=3 or ids=FILE")
+        if self.data is not None and self.retain is not None:
+            raise BadInput("problem: 'retain' goes with 'forget_data'; with 'data', all other rows are kept")
+        if self.forget_data is not None and self.forget is not None:
+            raise BadInput("problem: 'forget_data' is the forget set already; leave out 'forget'")
+        if self.model is None:
+            raise BadInput("problem: 'model' is missing; give a model's folder, a hub id or a factory")
+        return self
+
+    def build(self, base: Path | None = None, notice: Callable[[str], None] = lambda _: None) -> Problem:
+        """Read the data, load the model and put the problem together.
+
+        Args:
+            base: folder that relative paths start from; default: the current one.
+            notice: told before code of the user is imported.
+
+        A given model sees the columns as they are. A model that is trained here (a `recipe`, no weights) sees tables,
+        and predicts regression targets, standardized by the mean and standard deviation of all training rows; a
+        retrained model shares those two numbers per column, so they are not forgotten with the rows.
+        """
+        base = base or Path()
+        checkpoint = None
+        if self.model is not None:
+            checkpoint = load_checkpoint(self.model, base, allow_pickle=self.allow_pickle, notice=notice)
+        if self.benchmark is not None:
+            problem = self._benchmark(checkpoint)
+        else:
+            problem = self._own(checkpoint, base) if checkpoint is not None else None
+        if problem is None:
+            raise AssertionError("checked by the validator")
+        if problem.model is None and problem.recipe is None:
+            raise BadInput(
+                f"{problem.name}: the model has no weights and there is no 'recipe' to train it; give one of them"
+            )
+        _try(problem)
+        return problem
+
+    def _benchmark(self, checkpoint: Checkpoint | None) -> Problem:
+        options = dict(self.options) if self.forget is None else {**self.options, "forget": self.forget}
+        problem = BENCHMARKS[str(self.benchmark)](**options).problem()
+        if checkpoint is not None:
+            problem = replace(problem, model=checkpoint.model, architecture=checkpoint.architecture)
+        return replace(problem, name=self.name or problem.name, recipe=self.recipe or problem.recipe)
+
+    def _own(self, checkpoint: Checkpoint, base: Path) -> Problem:
+        named = {"data": self.data, "forget": self.forget_data, "retain": self.retain}
+        named |= {"holdout": self.holdout, "test": self.test, **self.probes}
+        tables = {k: with_ids(read_table(s, base), self.id, k) for k, s in named.items() if s is not None}
+        family = self._family(checkpoint, tables)
+        if isinstance(family, Classifier):
+            tables = {k: encode_labels(t, family.target, family.classes, k) for k, t in tables.items()}
+        training = [tables.pop(k) for k in ("data", "forget", "retain") if k in tables]
+        train = training[0] if len(training) == 1 else _joined(training)
+        if self.forget is not None:
+            forget_ids, scope = self.forget.apply(train, family, base)
+        else:
+            forget_ids, scope = tuple(str(i) for i in training[0]["id"]), "all rows of the forget file"
+        return Problem(
+            name=self.name or Path(str(self.data or self.forget_data)).name.split(".")[0],
+            family=family,
+            train=train,
+            forget_ids=forget_ids,
+            holdout=tables.pop("holdout", None),
+            probes=tables,
+            model=checkpoint.model,
+            architecture=checkpoint.architecture,
+            recipe=self.recipe,
+            scope=scope,
+            source={k: s for k, s in {**named, "model": checkpoint.location}.items() if s},
+        )
+
+    def _family(self, checkpoint: Checkpoint, tables: dict[str, Dataset]) -> Family:
+        if checkpoint.family is not None:
+            return checkpoint.family
+        training = [t for k, t in tables.items() if k in ("data", "forget", "retain")]
+        first, config = training[0], checkpoint.config
+        numbers = getattr(config, "problem_type", None) == "regression" or getattr(config, "num_labels", 2) == 1
+        kind = self.family or (None if config is None else "regressor" if numbers else "classifier")
+        if kind is None:
+            raise BadInput("problem: the model does not say what it predicts; give family: classifier or regressor")
+        targets = self._targets(first, kind)
+        for column in (*targets, *([self.group] if self.group else [])):
+            require(first, column, "the training data")
+        inputs = self._inputs(checkpoint, training, targets)
+        trained_here = checkpoint.model is None
+        if kind == "regressor":
+            joined = training[0] if len(training) == 1 else _joined(training)
+            for column in targets:
+                if column not in numeric_columns(joined, ()):
+                    raise BadInput(f"the target column '{column}' does not hold numbers, as a regressor needs")
+            Regressor(inputs, targets).check(joined, "the training data")
+            return Regressor.fit(inputs, joined, targets, self.group, raw=not trained_here)
+        names = self.classes or (model_classes(config) if config is not None else [])
+        return Classifier(inputs, names or data_classes(training, targets[0]), targets[0], self.group)
+
+    def _targets(self, dataset: Dataset, kind: str) -> list[str]:
+        if isinstance(self.target, list):
+            if kind == "classifier" and len(self.target) != 1:
+                raise BadInput(f"problem: a classifier has one label column, got {', '.join(self.target)}")
+            return self.target
+        if self.target is not None:
+            return [self.target]
+        found = [c for c in ("label", "target") if c in dataset.column_names]
+        if not found:
+            raise BadInput(
+                f"the training data has no column 'label' or 'target' (it has {', '.join(dataset.column_names)}); "
+                "name the right one with 'target'"
+            )
+        return found[:1]
+
+    def _inputs(self, checkpoint: Checkpoint, training: list[Dataset], targets: list[str]) -> Inputs:
+        data, config = training[0], checkpoint.config
+        for column in self.inputs or []:
+            require(data, column, "the training data")
+        if config is not None and "SequenceClassification" in str(config.architectures):
+            columns = self.inputs or ["text"]
+            for column in columns:
+                require(data, column, "the training data")
+            longest = min(int(getattr(config, "max_position_embeddings", 512)), 512)
+            return Text.from_pretrained(checkpoint.location, columns, longest)
+        picture = image_column(data.select_columns(self.inputs)) if self.inputs else image_column(data)
+        if config is not None:
+            if picture is None:
+                raise BadInput(
+                    f"the training data has no column of images (it has {', '.join(data.column_names)}); "
+                    "name it with 'inputs'"
+                )
+            return Images.from_processor(checkpoint.location, picture, int(getattr(config, "num_channels", 3)))
+        if picture is not None:
+            rescale = 1 / 255 if is_bytes(data, picture) else 1.0
+            return Images(picture, channels=image_channels(data, picture), rescale=rescale)
+        left_out = ["id", self.id or "id", self.group or "id", *targets]
+        columns = self.inputs or numeric_columns(data, left_out)
+        if not columns:
+            raise BadInput(f"the training data has no numeric columns besides {', '.join(targets)}; name the 'inputs'")
+        if checkpoint.model is not None:
+            return Table(columns)
+        joined = training[0] if len(training) == 1 else _joined(training)
+        Table(columns).check(joined, "the training data")
+        return Table.fit(joined, columns)
+
+
+def _joined(parts: list[Dataset]) -> Dataset:
+    try:
+        return concatenate_datasets(parts)
+    except (ValueError, TypeError) as error:
+        raise BadInput(f"forget_data and retain cannot be joined: {str(error).splitlines()[0]}") from None
+
+
+def _try(problem: Problem) -> None:
+    """Read one row with the model, so that what does not fit is said before anything is trained."""
+    model = problem.model if problem.model is not None else problem.fresh_model(0)
+    family = problem.family
+    batch = family.collate(problem.train.with_format("numpy")[:2])
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            prediction = family.forward(model.eval(), batch).prediction
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        shapes = ", ".join(f"{k} {tuple(v.shape)}" for k, v in batch.inputs.items())
+        raise BadInput(
+            f"{problem.name}: the model cannot read the data ({shapes}): {str(error).strip().splitlines()[0]}"
+        ) from None
+    finally:
+        model.train(was_training)
+    if isinstance(family, Classifier) and prediction.shape[-1] != len(family.classes):
+        raise BadInput(
+            f"{problem.name}: the model gives {prediction.shape[-1]} values per row, but there are "
+            f"{len(family.classes)} classes ({', '.join(family.classes[:20])}); list all of them with 'classes'"
+        )

@@ -1,0 +1,184 @@
+"""The report as one HTML file that needs no network, and as JSON."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import vl_convert
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from expunge.files import write_atomic
+from expunge.record import Verdict
+from expunge.report import charts
+from expunge.report.content import ProblemSection, Report, ReportInput, compose
+from expunge.report.numbers import scale, shown, shown_interval
+from expunge.report.palette import VARIABLES, css, theme
+from expunge.report.statements import DIRECTIONS, JUDGEMENTS, counted, split_name
+
+CAPTIONS = {
+    "utility": (
+        "Small marks are single models, outlined marks means over seeds. The gray box spans the retrained "
+        "models: forgetting should arrive in it."
+    ),
+    "classes": ("The target, the retrained models and one method. A good method follows the retrained bars."),
+    "losses": (
+        "Share of examples by loss; what lies outside the axis is counted in its first or last bin. After "
+        "forgetting, the forget set should look as it does to retrained models."
+    ),
+    "layers": "How alike the hidden representations of two models are, layer by layer, as linear CKA.",
+    "membership": (
+        "Mean and 95 % interval per method. The dashed line is guessing, the gray band the retrained models."
+    ),
+    "costs": "Bars to the left of the dashed line are cheaper than retraining from scratch.",
+}
+"""One sentence under each chart that says how to read it."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with its place on the page."""
+
+    id: str
+    title: str
+    caption: str
+
+
+def write_report(given: ReportInput, folder: Path) -> Path:
+    """Write ``report.html`` and ``report.json`` into `folder`, each whole or not at all; return the page."""
+    report = compose(given)
+    page = folder / "report.html"
+    write_atomic(folder / "report.json", report.model_dump_json(indent=1))
+    write_atomic(page, render(report, given.losses))
+    return page
+
+
+def render(report: Report, losses: Mapping[str, charts.Losses] | None = None) -> str:
+    """The page as text; `losses` are those of `ReportInput`; without them their chart is left out."""
+    figures: list[dict[str, Figure]] = []
+    specs: dict[str, charts.Spec] = {}
+    for number, section in enumerate(report.problems):
+        found: dict[str, Figure] = {}
+        for kind, spec in _specs(section, (losses or {}).get(section.name, {})).items():
+            figure = Figure(f"chart-{number}-{kind}", spec["description"], CAPTIONS[kind])
+            specs[figure.id] = spec
+            found[kind] = figure
+        figures.append(found)
+    scripts = [vega_bundle(), _asset("report.js")] if specs else []
+    template = _environment().get_template("report.html.j2")
+    return template.render(
+        report=report,
+        figures=figures,
+        css=Markup(css() + _asset("report.css")),
+        scripts=[Markup(s) for s in scripts],
+        policy=_policy(scripts),
+        charts=json_for_html({"config": theme(VARIABLES), "specs": specs}),
+    )
+
+
+def _specs(section: ProblemSection, losses: charts.Losses) -> dict[str, charts.Spec]:
+    drawn = {
+        "utility": charts.forgetting_against_utility(section),
+        "classes": charts.by_class(section),
+        "losses": charts.loss_distributions(losses),
+        "layers": charts.similarity_by_layer(section),
+        "membership": charts.membership(section),
+        "costs": charts.costs(section),
+    }
+    return {kind: spec for kind, spec in drawn.items() if spec is not None}
+
+
+@cache
+def vega_bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script that sets `window.vegaEmbed`."""
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", "6.1")
+    return bundle.replace("</script", "<\\/script")
+
+
+def json_for_html(value: Any) -> Markup:
+    """JSON that can stand inside a script element: nothing in it can end that element or open another."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _policy(scripts: list[str]) -> str:
+    """Content security policy: nothing is fetched, and only our own scripts run, named by their hashes."""
+    hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
+    allowed = " ".join(f"'sha256-{h}'" for h in hashes) or "'none'"
+    # Styles stay open for the tooltip that Vega inserts.
+    rest = "style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    return f"default-src 'none'; script-src {allowed}; {rest}"
+
+
+def _asset(name: str) -> str:
+    return (files("expunge.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("expunge.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    words: dict[str, Callable[..., Any]] = {
+        "scale": scale,
+        "shown": shown,
+        "shown_interval": shown_interval,
+        "counted": counted,
+        "split_name": split_name,
+        "by_method": by_method,
+        "strip": strip,
+        "step": tint_step,
+        "parameters": parameters,
+    }
+    environment.globals.update(words)
+    environment.globals.update(directions=DIRECTIONS, judgements=JUDGEMENTS)
+    return environment
+
+
+def tint_step(distance: float) -> int:
+    """Shade of a cell: 0 (as retrained) to 5 (the farthest of its column)."""
+    return min(5, round(5 * distance))
+
+
+def parameters(values: Mapping[str, Any]) -> str:
+    """Parameters on one line, such as ``alpha=10, lam=1``."""
+    return ", ".join(f"{name}={json.dumps(value)}" for name, value in values.items())
+
+
+def by_method(section: ProblemSection) -> list[tuple[str, list[Verdict]]]:
+    """The verdicts of each method, in the order of the tables."""
+    labels = dict.fromkeys([p.label for p in section.procedures] + [v.label for v in section.verdicts])
+    groups = [(label, [v for v in section.verdicts if v.label == label]) for label in labels]
+    return [(label, found) for label, found in groups if found]
+
+
+def strip(verdict: Verdict) -> dict[str, float] | None:
+    """Where margin and interval of a difference are drawn, in percent of the width; 50 is no difference."""
+    if verdict.difference is None:
+        return None
+    low, high = (
+        (verdict.interval.low, verdict.interval.high) if verdict.interval else (verdict.difference,) * 2
+    )
+    reach = max(2 * verdict.margin, 1.1 * abs(low), 1.1 * abs(high)) or 1.0
+
+    def place(value: float) -> float:
+        return round(50 + 50 * value / reach, 2)
+
+    return {
+        "low": place(low),
+        "high": place(high),
+        "difference": place(verdict.difference),
+        "margin_low": place(-verdict.margin),
+        "margin_high": place(verdict.margin),
+    }

@@ -1,0 +1,247 @@
+"""Tables of a report: a row per method, a column per metric and split."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from expunge.files import finite
+from expunge.metrics import METRICS
+from expunge.record import Direction, Interval, Judged, Record, Score, Status, mean_of
+from expunge.stats.intervals import t_interval
+
+Role = Literal["target", "retrained", "unlearned"]
+CellStatus = Status | Literal["not measured"]
+
+COSTS = {
+    "seconds": ("Wall time", "Wall time of the method itself; loading is excluded."),
+    "seconds-ratio": ("Wall time", "Wall time divided by that of retraining from scratch."),
+    "peak-bytes": ("Peak memory", "Peak memory above the level at the start."),
+    "peak-bytes-ratio": ("Peak memory", "Peak memory divided by that of retraining from scratch."),
+    "passes": (
+        "Passes over the data",
+        "Examples that went through a model, divided by the number of training rows.",
+    ),
+    "passes-ratio": ("Passes over the data", "Passes divided by those of retraining from scratch."),
+    "changed-share": (
+        "Changed parameters",
+        "Share of the parameters whose value differs from the target model's.",
+    ),
+}
+"""Title and definition of what a run costs; measured around the method, not claimed by it."""
+
+
+class Column(Record):
+    """What a column shows."""
+
+    metric: str
+    split: str
+    title: str
+    unit: str
+    direction: Direction
+    definition: str = ""
+    threat: str = Field(
+        default="", description="what the attacker sees, where the column is an attacker's success"
+    )
+    low: float | None = Field(
+        default=None, description="smallest possible value; None where there is no bound or it is unknown"
+    )
+    high: float | None = Field(default=None, description="largest possible value")
+
+
+class Cell(Record):
+    """One method's value: the mean over seeds, or the reason why there is none."""
+
+    status: CellStatus
+    value: float | None = Field(default=None, description="mean over the seeds that have a value")
+    values: list[float] = Field(default_factory=list, description="one per seed that has a value")
+    seeds: list[int] = Field(default_factory=list, description="the seed of each value")
+    n: int | None = Field(default=None, description="examples that each value rests on")
+    interval: Interval | None = Field(
+        default=None, description="95 % interval of the mean over seeds; of one seed: over examples"
+    )
+    gap: float | None = Field(default=None, description="mean minus mean of the retrained models")
+    distance: float | None = Field(
+        default=None, ge=0, le=1, description="size of the gap; 1 = largest gap of the column"
+    )
+    groups: dict[str, float] = Field(default_factory=dict, description="mean over seeds per class or group")
+    notes: list[int] = Field(default_factory=list, description="numbers of the table's notes, from 1")
+
+
+class Row(Record):
+    """One method with one set of parameters."""
+
+    label: str
+    role: Role
+    seeds: list[int]
+    cells: list[Cell]
+
+
+class Table(Record):
+    """Methods by metrics."""
+
+    columns: list[Column]
+    rows: list[Row]
+    notes: list[str] = Field(
+        default_factory=list, description="reasons of missing values, referred to by number"
+    )
+
+    def find(self, metric: str, split: str) -> int | None:
+        """Position of a column, where the table has it."""
+        return next((i for i, c in enumerate(self.columns) if (c.metric, c.split) == (metric, split)), None)
+
+
+class Spread(Record):
+    """How far the retrained models lie from one another in one metric: the yardstick of every gap."""
+
+    column: Column
+    values: list[float]
+    mean: float
+    low: float
+    high: float
+    deviation: float | None = Field(description="standard deviation (n - 1); None with fewer than two models")
+
+
+def role_of(judged: Judged) -> Role:
+    """What part a judged model plays."""
+    return {"target": "target", "retrain": "retrained"}.get(judged.method, "unlearned")  # pyright: ignore[reportReturnType]
+
+
+def describe(score: Score) -> Column:
+    """The column a score belongs to, titled and defined as its metric declares."""
+    title, definition, threat, low, high = score.metric, "", "", None, None
+    if score.metric in COSTS:
+        title, definition = COSTS[score.metric]
+    elif score.metric in METRICS:
+        metric = METRICS[score.metric]
+        title, definition, threat = metric.title, metric.definition, metric.attack
+        low, high = finite(metric.low), finite(metric.high)
+    return Column(
+        metric=score.metric,
+        split=score.split,
+        title=title,
+        unit=score.unit,
+        direction=score.direction,
+        definition=" ".join(definition.split()),
+        threat=threat,
+        low=low,
+        high=high,
+    )
+
+
+def columns_of(judged: Sequence[Judged]) -> dict[tuple[str, str], tuple[Column, bool]]:
+    """Every (metric, split) that occurs, in order of appearance: its column and whether it is an attack."""
+    found: dict[tuple[str, str], tuple[Column, bool]] = {}
+    for model in judged:
+        for score in model.scores:
+            found.setdefault((score.metric, score.split), (describe(score), score.attack))
+    return found
+
+
+def by_label(judged: Sequence[Judged]) -> dict[str, list[Judged]]:
+    """Models that differ in the seed only: target first, then retraining, then methods as they were run."""
+    rows: dict[str, list[Judged]] = {}
+    for model in sorted(judged, key=lambda m: ("target", "retrained", "unlearned").index(role_of(m))):
+        rows.setdefault(model.label, []).append(model)
+    return rows
+
+
+def build_table(judged: Sequence[Judged], columns: Sequence[Column]) -> Table:
+    """The table of the given columns; all models belong to one problem."""
+    notes: list[str] = []
+    rows = [
+        Row(
+            label=label,
+            role=role_of(models[0]),
+            seeds=[m.seed for m in models],
+            cells=[_cell(models, column, notes) for column in columns],
+        )
+        for label, models in by_label(judged).items()
+    ]
+    for i, column in enumerate(columns):
+        _set_distances([row.cells[i] for row in rows], spread(judged, column))
+    return Table(columns=list(columns), rows=rows, notes=notes)
+
+
+def spread(judged: Sequence[Judged], column: Column) -> Spread | None:
+    """The retrained models' values: their own scores, or what is attached to the others' scores."""
+    own = [
+        s.value
+        for m in judged
+        if role_of(m) == "retrained" and (s := m.score(column.metric, column.split)) and s.value is not None
+    ]
+    attached = [
+        s.reference.values for m in judged if (s := m.score(column.metric, column.split)) and s.reference
+    ]
+    values = own or max(attached, key=len, default=[])
+    if not values:
+        return None
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return Spread(
+        column=column,
+        values=values,
+        mean=mean_of(values),
+        low=min(values),
+        high=max(values),
+        deviation=deviation,
+    )
+
+
+def _cell(models: Sequence[Judged], column: Column, notes: list[str]) -> Cell:
+    scores = [(m, m.score(column.metric, column.split)) for m in models]
+    valid = [(m.seed, s, s.value) for m, s in scores if s is not None and s.value is not None]
+    said = [s or m for m, s in scores]  # a model that failed has no scores, and speaks for itself
+    reasons: Counter[tuple[Status, str]] = Counter(
+        (one.status, one.reason) for one in said if one.status != "ok"
+    )
+    numbers = []
+    for (status, reason), count in reasons.items():
+        which = f" for {count} of {len(models)} seeds" if count < len(models) else ""
+        text = f"{status.replace('_', ' ').capitalize()}{which}: {reason}"
+        if text not in notes:
+            notes.append(text)
+        numbers.append(notes.index(text) + 1)
+    if not valid:
+        return Cell(status=reasons.most_common(1)[0][0][0] if reasons else "not measured", notes=numbers)
+    values = [value for _, _, value in valid]
+    gaps = [s.reference.gap for _, s, _ in valid if s.reference is not None]
+    groups = {
+        g: mean_of(s.groups[g] for _, s, _ in valid if g in s.groups) for _, s, _ in valid for g in s.groups
+    }
+    return Cell(
+        status="ok",
+        value=mean_of(values),
+        values=values,
+        seeds=[seed for seed, _, _ in valid],
+        n=valid[0][1].n,
+        interval=_clipped(t_interval(values), column) if len(values) > 1 else valid[0][1].interval,
+        gap=mean_of(gaps) if gaps and role_of(models[0]) != "retrained" else None,
+        groups=groups,
+        notes=numbers,
+    )
+
+
+def _clipped(interval: Interval | None, column: Column) -> Interval | None:
+    """The part of an interval that the metric's range allows: a mean of shares cannot lie outside 0 to 1."""
+    if interval is None:
+        return None
+    low = interval.low if column.low is None else max(column.low, interval.low)
+    high = interval.high if column.high is None else min(column.high, interval.high)
+    return interval.model_copy(update={"low": low, "high": high})
+
+
+def _set_distances(cells: Sequence[Cell], retrained: Spread | None) -> None:
+    """Distances from the retrained models on a scale of 0 to 1.
+
+    1 is the largest gap of the column, or twice the retrained models' standard deviation where that is
+    larger: gaps within the noise of retraining should look small.
+    """
+    noise = 2 * (retrained.deviation or 0.0) if retrained is not None else 0.0
+    largest = max([abs(c.gap) for c in cells if c.gap is not None] + [noise])
+    for cell in cells:
+        if cell.gap is not None:
+            cell.distance = abs(cell.gap) / largest if largest > 0 else 0.0

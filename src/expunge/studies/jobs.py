@@ -1,0 +1,160 @@
+"""What the jobs do. Each writes one folder, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from expunge.data.specification import ProblemSpec
+from expunge.errors import Missing
+from expunge.evidence import Evidence, collect
+from expunge.families.base import metered
+from expunge.families.models import clone, load_weights, read_weights, save_model
+from expunge.files import canonical_json, folder_atomic
+from expunge.memory import peak_memory
+from expunge.methods.base import Workplace
+from expunge.methods.objective import fit
+from expunge.metrics.base import METRICS, Role
+from expunge.problem import Problem
+from expunge.studies.spec import MethodSpec
+
+OnStep = Callable[[Any], None]
+
+
+class Store:
+    """Finished jobs, a folder each, addressed by key. A folder is there only when it is complete."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, key: str) -> Path:
+        """Where the result of a job is, or will be."""
+        return self.root / "jobs" / key
+
+    def has(self, key: str) -> bool:
+        """Whether the job is done."""
+        return self.folder(key).is_dir()
+
+    def scratch(self, key: str) -> Path:
+        """Where a job keeps checkpoints while it runs."""
+        return self.root / "scratch" / key
+
+    def evidence(self, key: str, split: str) -> Evidence | None:
+        """Evidence of an observe job on one split; None where it was not collected."""
+        file = self.folder(key) / f"{split}.parquet"
+        return Evidence.read(file) if file.exists() else None
+
+
+def perform(key: str, payload: dict[str, Any], store: Store, on_step: OnStep | None = None) -> None:
+    """Execute one job, unless it is done."""
+    if store.has(key):
+        return
+    torch.set_num_threads(payload["threads"])
+    with folder_atomic(store.folder(key)) as folder:
+        _ACTIONS[payload["kind"]](key, payload, store, folder, on_step)
+        (folder / "job.json").write_text(canonical_json(payload))
+
+
+@lru_cache(maxsize=8)
+def _problem(specification: str, base: str) -> Problem:
+    return ProblemSpec(**json.loads(specification)).build(Path(base), notice=lambda _: None)
+
+
+def load_problem(payload: dict[str, Any]) -> Problem:
+    """The problem of a job; built once per process."""
+    return _problem(canonical_json(payload["problem"]), payload["base"])
+
+
+def _load_model(problem: Problem, folder: Path) -> torch.nn.Module:
+    if not folder.is_dir():
+        raise Missing(f"no model at '{folder}'; the job that makes it has not finished")
+    if problem.architecture is not None:
+        model = problem.architecture.build(0)
+    else:
+        model = clone(problem.target)
+    load_weights(model, read_weights(folder / "model.safetensors"), str(folder))
+    return model.eval()
+
+
+def _save(problem: Problem, model: torch.nn.Module, folder: Path, **facts: Any) -> None:
+    save_model(model, folder, problem.architecture, problem.family.describe(), {"problem": problem.card(), **facts})
+
+
+def _target(key: str, payload: dict[str, Any], store: Store, folder: Path, on_step: OnStep | None) -> None:
+    problem = load_problem(payload)
+    if problem.model is not None:
+        _save(problem, problem.model, folder, method="target")
+        return
+    if problem.recipe is None:
+        raise Missing(f"{problem.name}: there is neither a target model nor a recipe to train one; give one of them")
+    workplace = Workplace(payload["seed"], payload["device"], store.scratch(key), on_step=on_step)
+    model = problem.fresh_model(payload["seed"]).to(payload["device"])
+    with metered() as meter, peak_memory(payload["device"]) as memory:
+        torch.manual_seed(payload["seed"])
+        fit(problem, model, "train", problem.recipe, workplace)
+    _save(problem, model, folder, method="target", seed=payload["seed"], examples=meter.examples, peak_bytes=memory.bytes)
+
+
+def _forget(key: str, payload: dict[str, Any], store: Store, folder: Path, on_step: OnStep | None) -> None:
+    problem = load_problem(payload)
+    problem = problem.with_model(_load_model(problem, store.folder(payload["target"])))
+    method = MethodSpec(**payload["method"]).resolve()
+    workplace = Workplace(payload["seed"], payload["device"], store.scratch(key), payload["reference"], on_step)
+    forgotten = method.forget(problem, workplace)
+    _save(
+        problem, forgotten.model, folder, method=method.name, parameters=method.model_dump(mode="json"), seed=payload["seed"],
+        cost=asdict(forgotten.cost), notes=forgotten.notes,
+    )  # fmt: skip
+    (folder / "log.jsonl").write_text("".join(canonical_json(_finite(entry)) + "\n" for entry in forgotten.log))
+
+
+def _finite(entry: dict[str, Any]) -> dict[str, Any]:
+    from expunge.files import finite
+
+    return {k: finite(v) if isinstance(v, float) else v for k, v in entry.items()}
+
+
+def _fresh(key: str, payload: dict[str, Any], store: Store, folder: Path, on_step: OnStep | None) -> None:
+    problem = load_problem(payload)
+    _save(problem, problem.fresh_model(FRESH_SEED), folder, method="fresh")
+
+
+FRESH_SEED = 104_729
+"""Seed of the untrained model; no study uses it for a target."""
+
+
+def _observe(key: str, payload: dict[str, Any], store: Store, folder: Path, on_step: OnStep | None) -> None:
+    problem = load_problem(payload)
+    model = _load_model(problem, store.folder(payload["model"]))
+    for split, quantities in payload["quantities"].items():
+        collect(problem.family, model, problem.splits[split], quantities, device=payload["device"]).write(folder / f"{split}.parquet")
+
+
+def _score(key: str, payload: dict[str, Any], store: Store, folder: Path, on_step: OnStep | None) -> None:
+    cache: dict[tuple[str, str], Evidence | None] = {}
+
+    def read(job: str, split: str) -> Evidence | None:
+        if (job, split) not in cache:
+            cache[job, split] = store.evidence(job, split)
+        return cache[job, split]
+
+    evidence: dict[tuple[Role, str], list[Evidence]] = {}
+    for role, jobs in payload["evidence"].items():
+        for split in payload["splits"]:
+            evidence[role, split] = [e for job in jobs if (e := read(job, split)) is not None]
+    scores = []
+    for name in payload["metrics"]:
+        metric = METRICS[name]
+        for split in metric.splits:
+            if split in payload["splits"]:
+                scores.append(metric(split, evidence).model_dump(mode="json"))
+    (folder / "scores.json").write_text(canonical_json(scores))
+
+
+_ACTIONS = {"target": _target, "forget": _forget, "fresh": _fresh, "observe": _observe, "score": _score}

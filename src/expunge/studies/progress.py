@@ -1,0 +1,90 @@
+"""How a run shows itself: a live panel on a terminal, plain lines elsewhere, and an event log either way."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.text import Text
+
+from expunge.files import canonical_json
+from expunge.studies.graph import Job
+
+Display = Literal["auto", "full", "plain", "none"]
+
+
+class RunProgress:
+    """Follows a run; `with` it around `run_graph`."""
+
+    def __init__(self, total: int, log: Path | None, display: Display = "auto", console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._live_wanted = display == "full" or (display == "auto" and self._console.is_terminal)
+        self._plain = display == "plain" or (display == "auto" and not self._live_wanted)
+        self._total, self._done, self._failed = total, 0, 0
+        self._running: dict[str, tuple[Job, float, str]] = {}
+        self._log = log
+        self._last_line = time.monotonic()
+        self._bar = Bar(
+            TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+            TimeRemainingColumn(), console=self._console,
+        )  # fmt: skip
+        self._task = self._bar.add_task("jobs", total=total)
+        self._live: Live | None = None
+
+    def __enter__(self) -> RunProgress:
+        if self._live_wanted:
+            self._live = Live(self._panel(), console=self._console, refresh_per_second=5, transient=True)
+            self._live.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._live is not None:
+            self._live.__exit__(None, None, None)
+
+    def _panel(self) -> Group:
+        now = time.monotonic()
+        lines = [Text(f"  {job.title}  {step}  {now - since:.0f} s", style="dim") for job, since, step in self._running.values()]
+        return Group(self._bar, *lines)
+
+    def _refresh(self) -> None:
+        if self._live is not None:
+            self._live.update(self._panel())
+
+    def _event(self, **facts: object) -> None:
+        if self._log is not None:
+            stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
+            with self._log.open("a") as file:
+                file.write(canonical_json({"at": stamp, **facts}) + "\n")
+
+    def started(self, job: Job) -> None:
+        """A job has begun."""
+        self._running[job.key] = (job, time.monotonic(), "")
+        self._event(event="start", job=job.key, kind=job.kind, title=job.title)
+        self._refresh()
+
+    def stepped(self, job: Job, step: int, of: int) -> None:
+        """A job has made a training step."""
+        if job.key in self._running:
+            self._running[job.key] = (*self._running[job.key][:2], f"step {step}/{of}")
+            self._refresh()
+
+    def ended(self, job: Job, seconds: float, error: str | None) -> None:
+        """A job has ended, well or not."""
+        self._running.pop(job.key, None)
+        self._done += 1
+        self._failed += error is not None
+        self._bar.advance(self._task)
+        self._event(event="end", job=job.key, seconds=round(seconds, 3), **({"error": error} if error else {}))
+        if error is not None and (self._live is not None or self._plain):
+            self._console.print(f"failed: {job.title}: {error}", style="red", highlight=False, markup=False)
+        now = time.monotonic()
+        if self._plain and (now - self._last_line > 10 or self._done == self._total):
+            self._last_line = now
+            self._console.print(f"{self._done}/{self._total} jobs, last: {job.title} ({seconds:.1f} s)", highlight=False, markup=False)
+        self._refresh()

@@ -1,0 +1,123 @@
+"""From finished jobs to the table: references, costs as ratios, composites, verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from expunge.files import read_json
+from expunge.metrics.base import with_reference
+from expunge.metrics.composite import average_gap, tow
+from expunge.record import Judged, Score, ScoreFile, Verdict, environment, mean_of
+from expunge.stats.equivalence import verdict
+from expunge.studies.graph import Graph, Row
+from expunge.studies.jobs import Store
+
+COSTS = {
+    "seconds": ("seconds", "wall time of the method"),
+    "peak_bytes": ("bytes", "peak memory above the start"),
+    "passes": ("passes over the training data", "forward passes of all models, in training-set sizes"),
+}
+"""Cost fields with their unit and meaning; each is also given as a ratio to retraining."""
+
+
+def score_file(name: str, graph: Graph, store: Store, failed: dict[str, str]) -> ScoreFile:
+    """Everything a finished run knows, as `scores.json`."""
+    judged = [_judged(row, graph, store, failed) for row in graph.rows]
+    return complete(name, [p.card() for p in graph.problems.values()], judged)
+
+
+def _judged(row: Row, graph: Graph, store: Store, failed: dict[str, str]) -> Judged:
+    facts: dict[str, Any] = {
+        "problem": row.problem, "problem_id": row.problem_id, "method": row.method, "label": row.label,
+        "passed": row.passed, "effective": row.effective, "seed": row.seed,
+    }  # fmt: skip
+    if row.obstacles:
+        return Judged(**facts, status="not_applicable", reason="; ".join(row.obstacles))
+    reason = next((failed[key] for key in (row.model, row.observe, row.score) if key in failed), None)
+    if reason is not None:
+        return Judged(**facts, status="failed", reason=reason)
+    assert row.model is not None and row.score is not None  # rows without obstacles have jobs
+    record = read_json(store.folder(row.model) / "expunge.json")
+    scores = [Score.model_validate(s) for s in read_json(store.folder(row.score) / "scores.json")]
+    scores += cost_scores(record.get("cost"))
+    return Judged(**facts, model_id=record["fingerprint"], notes=record.get("notes", []), scores=scores)
+
+
+def cost_scores(cost: dict[str, Any] | None) -> list[Score]:
+    """What a run of a method took, as scores on the split 'run'; empty where nothing was run."""
+    if cost is None:
+        return []
+    scores = []
+    for field, (unit, _) in COSTS.items():
+        common = {"metric": field.replace("_", "-"), "split": "run", "unit": unit, "direction": "lower"}
+        if cost[field] is None:
+            scores.append(Score(**common, status="undefined", reason="this system does not report peak memory"))
+        else:
+            scores.append(Score(**common, value=float(cost[field])))
+    share = cost["changed"] / cost["parameters"]
+    scores.append(Score(metric="changed-share", split="run", unit="share of parameters", direction="lower", value=share, n=cost["parameters"]))
+    return scores
+
+
+def complete(name: str, problems: Sequence[dict[str, Any]], judged: Sequence[Judged]) -> ScoreFile:
+    """Attach references, ratios, composites and verdicts to raw scores."""
+    finished: list[Judged] = []
+    verdicts: list[Verdict] = []
+    for problem in problems:
+        mine = [j for j in judged if j.problem == problem["name"]]
+        retrained = [j for j in mine if j.method == "retrain" and j.status == "ok"]
+        made = [_with_references(j, [r for r in retrained if r is not j]) if j.status == "ok" else j for j in mine]
+        finished += made
+        verdicts += _verdicts(problem["name"], made)
+    return ScoreFile(name=name, problems=list(problems), judged=finished, verdicts=verdicts, environment=environment())
+
+
+def _with_references(judged: Judged, retrained: Sequence[Judged]) -> Judged:
+    scores = []
+    for score in judged.scores:
+        others = [found for r in retrained if (found := r.score(score.metric, score.split)) is not None]
+        is_cost = score.split == "run"
+        scores.append(score if is_cost else with_reference(score, others))
+        if is_cost and score.metric.replace("-", "_") in COSTS:
+            scores.append(_ratio(score, others or ([score] if judged.method == "retrain" else [])))
+    composites = [average_gap(judged, retrained)]
+    if judged.score("accuracy", "test") is not None:
+        composites.append(tow(judged, retrained))
+    return judged.model_copy(update={"scores": scores + composites})
+
+
+def _ratio(score: Score, retrained: Sequence[Score]) -> Score:
+    common = {"metric": f"{score.metric}-ratio", "split": "run", "unit": "times retraining", "direction": "lower"}
+    values = [r.value for r in retrained if r.value is not None]
+    if score.value is None:
+        return Score(**common, status="undefined", reason=score.reason)
+    if not values or mean_of(values) == 0:
+        return Score(**common, status="undefined", reason="there is no retrained model whose cost is known")
+    return Score(**common, value=score.value / mean_of(values))
+
+
+PROPERTIES = (
+    *(("accuracy", split) for split in ("forget", "retain", "test")),
+    *(("mae", split) for split in ("forget", "retain", "test")),
+    ("mia-loss-logistic", "forget"),
+    ("mia-loss-logistic", "retain"),
+)
+"""What a verdict is given on: behavior on what was forgotten and kept, and whether membership shows."""
+
+
+def _verdicts(problem: str, judged: Sequence[Judged]) -> list[Verdict]:
+    """One verdict per method and property; retraining is the yardstick and gets none."""
+    retrained = [j for j in judged if j.method == "retrain" and j.status == "ok"]
+    made = []
+    for label in dict.fromkeys(j.label for j in judged if j.method != "retrain" and j.status == "ok"):
+        mine = [j for j in judged if j.label == label and j.status == "ok"]
+        for metric, split in PROPERTIES:
+            scores, references = _scores(mine, metric, split), _scores(retrained, metric, split)
+            if scores and references:
+                made.append(verdict(problem, label, scores, references))
+    return made
+
+
+def _scores(judged: Sequence[Judged], metric: str, split: str) -> list[Score]:
+    return [s for j in judged if (s := j.score(metric, split)) is not None and s.status == "ok"]

@@ -1,0 +1,160 @@
+"""A study as data: problems × methods × seeds, and the metrics to judge by."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, field_validator
+
+from expunge.data.specification import ProblemSpec
+from expunge.errors import BadInput
+from expunge.methods.base import METHODS, Method
+from expunge.parameters import Parameters
+from expunge.registry import load_object
+
+
+class MethodSpec(Parameters):
+    """One method with its parameters."""
+
+    title = "methods"
+
+    name: str = Field(description="name of a method, or ./file.py:Class or package.module:Class, whose code is then imported")
+    label: str | None = Field(default=None, description="what tables call it; default: the name and what differs from defaults")
+    parameters: dict[str, Any] = Field(default_factory=dict, description="hyperparameters that differ from the defaults")
+
+    @classmethod
+    def parse(cls, given: str | dict[str, Any]) -> MethodSpec:
+        """From ``npo`` or ``{name: npo, beta: 0.2, label: ...}``."""
+        if isinstance(given, str):
+            return cls(name=given)
+        if not isinstance(given, dict) or "name" not in given:
+            raise BadInput(f"methods: {given!r} is neither a name nor a mapping with a 'name', such as {{name: npo, beta: 0.2}}")
+        if set(given) <= set(cls.model_fields):
+            return cls(**given)
+        rest = {k: v for k, v in given.items() if k not in ("name", "label")}
+        return cls(name=given["name"], label=given.get("label"), parameters=rest)
+
+    def resolve(self) -> Method:
+        """The method with its parameters, validated."""
+        return find_method(self.name)(**self.parameters)
+
+    def shown(self) -> str:
+        """What tables call it."""
+        if self.label:
+            return self.label
+        method = self.resolve()
+        differing = {
+            k: getattr(method, k) for k, f in type(method).model_fields.items() if getattr(method, k) != f.get_default()
+        }
+        inside = ", ".join(f"{k}={v}" for k, v in differing.items())
+        return f"{method.name} ({inside})" if inside else method.name
+
+
+def find_method(name: str) -> type[Method]:
+    """A method by name, or by ``./file.py:Class`` (whose code is imported)."""
+    if ":" not in name:
+        return METHODS[name]
+    found = load_object(name)
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise BadInput(f"'{name}' is not a subclass of expunge.methods.Method")
+    return found
+
+
+class StudySpec(Parameters):
+    """Problems × methods × seeds."""
+
+    title = "study"
+
+    name: str = Field(description="name of the run's folder", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    problems: list[ProblemSpec] = Field(min_length=1, description="what to forget, from which model")
+    methods: list[MethodSpec] = Field(min_length=1, description="methods to compare")
+    seeds: list[int] = Field(default=[0, 1, 2], min_length=1, description="one target, retrained model and run of each method per seed")
+    metrics: Literal["standard"] | list[str] = Field(default="standard", description="metrics to compute")
+    device: str = Field(default="cpu", description="where models run: cpu, cuda, cuda:1, mps")
+    threads: int = Field(default=1, ge=1, description="CPU threads per job; part of what fixes the numbers")
+    reference: Literal["precompute", "live"] = Field(default="precompute", description="outputs of frozen models: stored once, or computed in every step")
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _methods(cls, given: Any) -> Any:
+        if not isinstance(given, list):
+            return given
+        return [m if isinstance(m, MethodSpec) else MethodSpec.parse(m) for m in given]
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _seeds(cls, given: Any) -> Any:
+        if isinstance(given, str) and (found := re.fullmatch(r"(\d+)-(\d+)", given.strip())):
+            return list(range(int(found[1]), int(found[2]) + 1))
+        return [given] if isinstance(given, int) else given
+
+    def imports(self) -> list[str]:
+        """References whose code this study imports."""
+        return [m.name for m in self.methods if ":" in m.name]
+
+
+def read_spec(path: Path) -> dict[str, Any]:
+    """Read YAML, TOML or JSON into plain data."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        raise BadInput(f"no file '{path}'") from None
+    try:
+        if path.suffix == ".toml":
+            import tomllib
+
+            content = tomllib.loads(text)
+        else:
+            content = yaml.safe_load(text)  # JSON is YAML
+    except Exception as error:
+        where = f" (line {mark.line + 1})" if (mark := getattr(error, "problem_mark", None)) else ""
+        raise BadInput(f"'{path}' cannot be read{where}: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"'{path}' must hold a mapping of keys to values, not a {type(content).__name__}")
+    return content
+
+
+def override(content: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Apply ``a.b.0.c=value`` assignments; values are read as YAML."""
+    import copy
+
+    content = copy.deepcopy(content)
+    for assignment in assignments:
+        path, equals, value = assignment.partition("=")
+        if not equals:
+            raise BadInput(f"--set {assignment!r} is not of the form key.subkey=value")
+        place: Any = content
+        parts = path.strip().split(".")
+        for part in parts[:-1]:
+            place = _enter(place, part, assignment)
+        last = parts[-1]
+        parsed = yaml.safe_load(value)
+        # PyYAML reads 1e-5 as text, because YAML 1.1 wants a dot; nobody means text here.
+        if isinstance(parsed, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", parsed):
+            parsed = float(parsed)
+        if isinstance(place, list):
+            place[_index(place, last, assignment)] = parsed
+        else:
+            place[last] = parsed
+    return content
+
+
+def _enter(place: Any, part: str, assignment: str) -> Any:
+    if isinstance(place, list):
+        index = _index(place, part, assignment)
+        if isinstance(place[index], str):  # a method given by name only gets parameters
+            place[index] = {"name": place[index]}
+        return place[index]
+    if not isinstance(place, dict):
+        raise BadInput(f"--set {assignment!r}: '{part}' is below a value that has no keys")
+    return place.setdefault(part, {})
+
+
+def _index(place: list[Any], part: str, assignment: str) -> int:
+    if not part.isdigit() or int(part) >= len(place):
+        raise BadInput(f"--set {assignment!r}: '{part}' must be a number below {len(place)}")
+    return int(part)

@@ -1,0 +1,141 @@
+"""Run a study: plan, compute what is missing, judge."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from expunge.errors import BadInput, did_you_mean
+from expunge.files import write_atomic
+from expunge.record import ScoreFile
+from expunge.studies.graph import Graph, build_graph
+from expunge.studies.jobs import Store
+from expunge.studies.progress import Display, RunProgress
+from expunge.studies.results import score_file
+from expunge.studies.runner import Outcome, run_graph
+from expunge.studies.spec import StudySpec, override, read_spec
+
+
+LossSamples = dict[str, dict[str, dict[str, list[float]]]]
+"""Per-example losses by problem, label and split."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run."""
+
+    folder: Path
+    scores: ScoreFile
+    outcome: Outcome
+    losses: LossSamples
+    seconds: float
+
+
+def embedded_studies() -> dict[str, Path]:
+    """The studies that come with the package, by name."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "embedded").glob("*.yaml"))}
+
+
+def load_study(
+    study: StudySpec | dict[str, Any] | Path | str, assignments: Sequence[str] = ()
+) -> tuple[StudySpec, dict[str, Any], Path]:
+    """A study from an object, plain data, a file or the name of an embedded one.
+
+    Returns the study, what was passed, and the folder that its relative paths start from.
+    """
+    if isinstance(study, StudySpec):
+        return study, study.model_dump(mode="json", exclude_unset=True), Path.cwd()
+    if isinstance(study, dict):
+        content, base = override(study, assignments), Path.cwd()
+    else:
+        embedded = embedded_studies()
+        path = embedded.get(str(study), Path(study))
+        if not path.is_file():
+            raise BadInput(f"no study '{study}': it is neither a file nor embedded{did_you_mean(str(study), embedded)}")
+        content, base = {"name": path.stem, **read_spec(path)}, path.parent.resolve()
+        if "effective" in content:  # the run.yaml of an earlier run: the same study again
+            content, base = content["effective"], Path(content["base"])
+        content = override(content, assignments)
+    return StudySpec(**content), content, base
+
+
+def run_study(
+    study: StudySpec | dict[str, Any] | Path | str,
+    runs: Path | str = "runs",
+    *,
+    workers: int | None = None,
+    display: Display = "auto",
+    assignments: Sequence[str] = (),
+    notice: Callable[[str], None] | None = None,
+) -> Finished:
+    """Run `study` and write ``runs/<name>``; what is complete already is not computed again.
+
+    Args:
+        study: a `StudySpec`, plain data, or the path of a YAML, TOML or JSON file.
+        runs: folder of all runs; finished jobs are shared between them in ``runs/store``.
+        workers: worker processes; None means one per core, 0 runs everything in this process.
+        display: how progress is shown.
+        assignments: ``key.subkey=value`` changes to the study.
+        notice: called with a sentence when code named in the study is about to be imported.
+    """
+    started = time.perf_counter()
+    spec, passed, base = load_study(study, assignments)
+    say = notice or (lambda _: None)
+    for reference in spec.imports():
+        say(f"importing {reference}, which runs its code")
+    graph = build_graph(spec, base, say)
+    runs = Path(runs)
+    folder, store = runs / spec.name, Store(runs / "store")
+    _refuse_other_study(folder, spec)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "run.yaml", as_yaml(passed, spec, base))
+    missing = sum(not store.has(key) for key in graph.jobs)
+    if workers is None:
+        workers = os.cpu_count() or 1
+    with RunProgress(missing, folder / "log.jsonl", display) as progress:
+        outcome = run_graph(graph, store, workers, progress)
+    scores = score_file(spec.name, graph, store, outcome.failed)
+    scores.write(folder / "scores.json")
+    return Finished(folder, scores, outcome, loss_samples(graph, store), time.perf_counter() - started)
+
+
+def as_yaml(passed: dict[str, Any], spec: StudySpec, base: Path) -> str:
+    """The study as passed and as in effect."""
+    both = {"base": str(base), "passed": passed, "effective": spec.model_dump(mode="json")}
+    return yaml.safe_dump(_plain(both), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    return str(value) if isinstance(value, Path) else value
+
+
+def _refuse_other_study(folder: Path, spec: StudySpec) -> None:
+    """A folder that holds something else than a run is not overwritten."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "run.yaml").exists():
+        raise BadInput(f"'{folder}' exists and is no run; choose another name than '{spec.name}' or another --runs folder")
+
+
+def loss_samples(graph: Graph, store: Store) -> LossSamples:
+    """Losses of the first seed's models, for the distributions in the report; at most 2,000 per split, evenly spaced."""
+    made: LossSamples = {}
+    for row in graph.rows:
+        first = min(r.seed for r in graph.rows if r.problem == row.problem)
+        if row.seed != first or row.observe is None or not store.has(row.observe):
+            continue
+        for split in graph.problems[row.problem].splits:
+            evidence = store.evidence(row.observe, split)
+            if evidence is not None:
+                made.setdefault(row.problem, {}).setdefault(row.label, {})[split] = evidence["loss"].astype(float)[:: max(1, len(evidence) // 2000)].tolist()
+    return made

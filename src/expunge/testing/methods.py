@@ -1,0 +1,200 @@
+"""The contract of a method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from expunge.errors import BadInput
+from expunge.families import FAMILIES
+from expunge.families.models import fingerprint
+from expunge.methods.base import METHODS, NEEDS, Method, Workplace
+from expunge.methods.objective import Objective
+from expunge.problem import Problem
+from expunge.testing.checks import Check, require
+from expunge.testing.problems import tiny_problem
+
+
+def check_method(method: type[Method], **parameters: Any) -> Iterator[Check]:
+    """Every promise that a method must keep, on a tiny problem of each family it fits.
+
+    Args:
+        method: the class; hyperparameters take their defaults unless given.
+        parameters: hyperparameters to use instead of the defaults.
+    """
+    subject = method.name
+
+    def check(name: str, run: Any, *args: Any) -> Check:
+        return Check(subject, name, lambda: run(method, parameters, *args))
+
+    yield check("is registered under its name", _registered)
+    yield check("declares facts", _facts)
+    yield check("documents every parameter", _documented)
+    yield check("stores its parameters unchanged", _stores)
+    for row in method.describe():
+        if row["limits"]:
+            yield check(f"refuses a {row['name']} outside its range", _refuses_range, row)
+    yield check("refuses an unknown parameter", _refuses_unknown)
+    for family in FAMILIES:
+        if method.families is not None and family not in method.families:
+            yield check(f"refuses {family}", _refuses_family, family)
+            continue
+        yield check(f"runs on {family}", _runs, family)
+        yield check(f"gives the same weights for the same seed on {family}", _deterministic, family)
+        yield check(f"leaves the global random state alone on {family}", _random_state, family)
+        if issubclass(method, Objective):
+            yield check(f"changes nothing in zero epochs on {family}", _zero_epochs, family)
+            yield check(f"gives the same weights in micro-batches on {family}", _micro_batches, family)
+            yield check(f"gives the same weights with a live reference on {family}", _live_reference, family)
+        for need in sorted(method.needs & {"retain", "holdout", "architecture", "recipe"}):
+            yield check(f"refuses {family} without {need}", _refuses_without, family, need)
+
+
+def _make(method: type[Method], parameters: dict[str, Any], **more: Any) -> Method:
+    return method(**{**parameters, **more})
+
+
+def _registered(method: type[Method], parameters: dict[str, Any]) -> None:
+    require(METHODS[method.name].__name__ == method.__name__, f"'{method.name}' is registered for another class")
+
+
+def _facts(method: type[Method], parameters: dict[str, Any]) -> None:
+    require(bool((method.__doc__ or "").strip()), "it has no docstring; say the definition")
+    require(bool(method.paper.strip()), "it does not say its paper")
+    require(method.kind in ("objective", "edit", "exact"), f"its kind is {method.kind!r}")
+    unknown = method.needs - set(NEEDS)
+    require(not unknown, f"it needs {sorted(unknown)}, which nothing offers")
+    strange = (method.families or set()) - set(FAMILIES)
+    require(not strange, f"it names unknown families {sorted(strange)}")
+
+
+def _documented(method: type[Method], parameters: dict[str, Any]) -> None:
+    for row in method.describe():
+        require(bool(row["doc"]), f"parameter '{row['name']}' has no description")
+        require(row["required"] is False, f"parameter '{row['name']}' has no default")
+
+
+def _stores(method: type[Method], parameters: dict[str, Any]) -> None:
+    made = _make(method, parameters)
+    for name, value in parameters.items():
+        require(getattr(made, name) == value, f"parameter '{name}' became {getattr(made, name)!r}, given was {value!r}")
+    again = type(made)(**made.model_dump())
+    require(again == made, "made again from its own parameters it differs")
+    for name in type(made).model_fields:
+        require(f"{name}=" in repr(made), f"its repr does not show '{name}'")
+
+
+def _refuses_range(method: type[Method], parameters: dict[str, Any], row: dict[str, Any]) -> None:
+    limits = row["limits"]
+    wrong = {
+        "gt": lambda v: v, "ge": lambda v: v - 1, "lt": lambda v: v, "le": lambda v: v + 1,
+    }  # fmt: skip
+    for kind, limit in limits.items():
+        if kind not in wrong:
+            continue
+        value = wrong[kind](limit)
+        try:
+            _make(method, parameters, **{row["name"]: value})
+        except BadInput as error:
+            require(row["name"] in str(error), f"the error does not name '{row['name']}': {error}")
+        else:
+            require(False, f"'{row['name']}' = {value} was accepted, though its limits are {limits}")
+
+
+def _refuses_unknown(method: type[Method], parameters: dict[str, Any]) -> None:
+    try:
+        _make(method, parameters, certainly_no_parameter=1)
+    except BadInput as error:
+        require("certainly_no_parameter" in str(error), f"the error does not name the key: {error}")
+    else:
+        require(False, "an unknown parameter was accepted")
+
+
+def _refuses_family(method: type[Method], parameters: dict[str, Any], family: str) -> None:
+    try:
+        _make(method, parameters).forget(tiny_problem(family), Workplace())
+    except BadInput as error:
+        require(method.name in str(error) and family in str(error), f"the error names neither method nor family: {error}")
+    else:
+        require(False, f"it ran on {family}, which it does not declare")
+
+
+def _weights(method: type[Method], parameters: dict[str, Any], problem: Problem, **more: Any) -> dict[str, torch.Tensor]:
+    reference = more.pop("reference", "precompute")
+    forgotten = _make(method, parameters, **more).forget(problem, Workplace(seed=3, reference=reference))
+    return forgotten.model.state_dict()
+
+
+def _runs(method: type[Method], parameters: dict[str, Any], family: str) -> None:
+    problem = tiny_problem(family)
+    before = fingerprint(problem.target)
+    forgotten = _make(method, parameters).forget(problem, Workplace(seed=3))
+    require(fingerprint(problem.target) == before, "it changed the target; it must work on the copy it is given")
+    require(forgotten.model is not problem.target, "it returned the target itself")
+    require(not forgotten.model.training, "the model it returned is in training mode")
+    same = set(forgotten.model.state_dict()) == set(problem.target.state_dict())
+    require(same, "the model it returned has other parameters than the target")
+    require(forgotten.cost.changed > 0 or bool(forgotten.notes), "it changed nothing and left no note that says why")
+    for entry in forgotten.log:
+        bad = [k for k, v in entry.items() if isinstance(v, float) and not math.isfinite(v)]
+        require(not bad, f"its loss term '{bad[0] if bad else ''}' is not finite at step {entry.get('step')}")
+
+
+def _deterministic(method: type[Method], parameters: dict[str, Any], family: str) -> None:
+    problem = tiny_problem(family)
+    first, second = _weights(method, parameters, problem), _weights(method, parameters, problem)
+    different = [k for k in first if not torch.equal(first[k], second[k])]
+    require(not different, f"two runs with one seed differ in {different[:3]}; draw from step.generator or workplace.generator")
+
+
+def _random_state(method: type[Method], parameters: dict[str, Any], family: str) -> None:
+    before = torch.get_rng_state()
+    _weights(method, parameters, tiny_problem(family))
+    require(torch.equal(before, torch.get_rng_state()), "it left the global random state changed")
+
+
+def _zero_epochs(method: type[Method], parameters: dict[str, Any], family: str) -> None:
+    problem = tiny_problem(family)
+    after = _weights(method, parameters, problem, epochs=0)
+    before = problem.target.state_dict()
+    different = [k for k in before if not torch.equal(before[k], after[k])]
+    require(not different, f"zero epochs changed {different[:3]}")
+
+
+def _micro_batches(method: type[Method], parameters: dict[str, Any], family: str) -> None:
+    problem = tiny_problem(family)
+    whole = _weights(method, parameters, problem, epochs=1)
+    pieces = _weights(method, parameters, problem, epochs=1, micro_batch_size=5)
+    _close(whole, pieces, "micro-batches of 5 give other weights than whole batches; use step.mean and step.once")
+
+
+def _live_reference(method: type[Method], parameters: dict[str, Any], family: str) -> None:
+    problem = tiny_problem(family)
+    stored = _weights(method, parameters, problem, epochs=1)
+    live = _weights(method, parameters, problem, epochs=1, reference="live")
+    _close(stored, live, "a live reference gives other weights than a precomputed one")
+
+
+def _close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], message: str) -> None:
+    for name, value in first.items():
+        gap = (value.double() - second[name].double()).abs().max().item()
+        # Sums in another order differ by rounding, which a few steps of training magnify.
+        require(gap < 2e-5, f"{message} ('{name}' differs by {gap:.1e})")
+
+
+def _refuses_without(method: type[Method], parameters: dict[str, Any], family: str, need: str) -> None:
+    problem = tiny_problem(family)
+    if need == "retain":
+        problem = replace(problem, train=problem.forget)
+    else:
+        problem = replace(problem, **{need: None})
+    try:
+        _make(method, parameters).forget(problem, Workplace())
+    except BadInput as error:
+        require(NEEDS[need] in str(error), f"the error does not say that it needs {NEEDS[need]}: {error}")
+    else:
+        require(False, f"it ran without {NEEDS[need]}, which it declares to need")

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+
+from expunge.metrics.composite import average_gap, tow
+from expunge.record import Judged, Score
+
+MIA = "mia-efficacy-confidence-logistic"
+
+
+def judged(method: str = "x", **values: float | None) -> Judged:
+    """Scores by 'metric on split', '_' for '-'; None is undefined."""
+    scores = []
+    for key, value in values.items():
+        metric, split = key.rsplit("_on_", 1)
+        why = {} if value is not None else {"status": "undefined", "reason": "too few rows"}
+        scores.append(
+            Score(
+                metric=metric.replace("_", "-"),
+                split=split,
+                value=value,
+                unit="share",
+                direction="match",
+                **why,
+            )
+        )
+    return Judged(problem="p", problem_id="0", method=method, label=method, seed=0, scores=scores)
+
+
+def classifier(forget: float, retain: float, test: float, mia: float | None = 0.5) -> Judged:
+    return judged(
+        accuracy_on_forget=forget,
+        accuracy_on_retain=retain,
+        accuracy_on_test=test,
+        mia_efficacy_confidence_logistic_on_forget=mia,
+    )
+
+
+def test_tug_of_war_by_hand():
+    # (1 - .05)(1 - .02)(1 - .03) = .90307
+    score = tow(classifier(0.90, 0.98, 0.91), [classifier(0.95, 1.00, 0.94)])
+    assert score.value == pytest.approx(0.90307, abs=1e-9)
+    assert (score.split, score.direction) == ("run", "higher")
+
+
+def test_average_gap_by_hand():
+    # Gaps 5, 2, 3 and 10 points against the mean of two retrained models.
+    score = average_gap(
+        classifier(0.90, 0.98, 0.97, 0.6), [classifier(0.94, 1, 0.93, 0.4), classifier(0.96, 1, 0.95, 0.6)]
+    )
+    assert score.value == pytest.approx((5 + 2 + 3 + 10) / 4)
+    assert (score.unit, score.direction) == ("percentage points", "lower")
+
+
+def test_retraining_itself_is_perfect():
+    one = classifier(0.9, 1.0, 0.95)
+    assert average_gap(one, [one]).value == 0
+    assert tow(one, [one]).value == 1
+
+
+def test_regressors_are_compared_relative_to_the_retrained_error():
+    ours = judged(mae_on_forget=12.0, mae_on_retain=9.0, mae_on_test=11.0)
+    theirs = judged(mae_on_forget=10.0, mae_on_retain=10.0, mae_on_test=10.0)
+    score = average_gap(ours, [theirs])
+    assert score.value == pytest.approx((20 + 10 + 10) / 3)
+    assert score.unit == "% of the retrained error"
+    perfect = judged(mae_on_forget=0.0, mae_on_retain=1.0, mae_on_test=1.0)
+    assert average_gap(ours, [perfect]).reason == (
+        "the retrained models' mae on 'forget' is 0, so no gap relative to it exists"
+    )
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "reason"),
+    [
+        (classifier(1, 1, 1), [], "there is no retrained model to compare with"),
+        (classifier(1, 1, 1, None), [classifier(1, 1, 1)], f"{MIA} on 'forget' is undefined: too few rows"),
+        (
+            classifier(1, 1, 1),
+            [classifier(1, 1, 1), classifier(1, 1, 1, None)],
+            f"the retrained model's {MIA} on 'forget' is undefined: too few rows",
+        ),
+        (judged(accuracy_on_forget=1.0), [classifier(1, 1, 1)], "accuracy on 'retain' was not computed"),
+    ],
+)
+def test_an_undefined_part_leaves_the_whole_undefined(ours, theirs, reason):
+    score = average_gap(ours, theirs)
+    assert (score.status, score.value, score.reason) == ("undefined", None, reason)
