@@ -6,8 +6,9 @@ family, and, where known, how the target was trained, so that it can be retraine
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from pydantic import Field
 from torch import nn
 
 from expunge.errors import BadInput, Missing
-from expunge.families import Architecture, Family
+from expunge.families import Architecture, Batches, Family
 from expunge.files import dataset_digest, digest
 from expunge.parameters import Parameters, param
 
@@ -54,7 +55,7 @@ class Problem:
         architecture: how to build a model with fresh weights; needed by retraining and by fresh teachers.
         recipe: how the target was trained; needed by retraining.
         scope: what the forget set is, in words.
-        has_retain: False when the caller gave only the forget set.
+        source: where data and model came from, for records.
     """
 
     name: str
@@ -101,19 +102,20 @@ class Problem:
                 self.family.check(dataset, f"{self.name}: {split}")
 
     @cached_property
-    def _is_forgotten(self) -> np.ndarray:
+    def forget_mask(self) -> np.ndarray:
+        """`[n]` bool: which rows of `train` are to be forgotten."""
         chosen = set(self.forget_ids)
         return np.asarray([str(i) in chosen for i in self.train["id"]])
 
     @cached_property
     def forget_rows(self) -> np.ndarray:
         """`[n_forget]` row numbers in `train`."""
-        return np.flatnonzero(self._is_forgotten)
+        return np.flatnonzero(self.forget_mask)
 
     @cached_property
     def retain_rows(self) -> np.ndarray:
         """`[n_retain]` row numbers in `train`."""
-        return np.flatnonzero(~self._is_forgotten)
+        return np.flatnonzero(~self.forget_mask)
 
     @cached_property
     def forget(self) -> Dataset:
@@ -154,8 +156,22 @@ class Problem:
         return self.model
 
     def with_model(self, model: nn.Module) -> Problem:
-        """The same problem about `model`."""
-        return replace(self, model=model)
+        """The same problem about `model`; what was derived from the data is kept."""
+        made = copy.copy(self)
+        object.__setattr__(made, "model", model)
+        return made
+
+    @cached_property
+    def _batches(self) -> dict[tuple[str, str], Batches]:
+        return {}
+
+    def batches(self, split: str, device: str = "cpu") -> Batches:
+        """Batches of a split or of `train`, collated once for all models and methods."""
+        key = (split, device)
+        if key not in self._batches:
+            dataset = self.train if split == "train" else self.splits[split]
+            self._batches[key] = Batches(self.family, dataset, device)
+        return self._batches[key]
 
     def fresh_model(self, seed: int) -> nn.Module:
         """A model of the same architecture with random weights."""

@@ -41,7 +41,7 @@ def test_uncorrelated_features_score_0():
 
 def test_the_value_is_the_mean_over_layers_and_the_groups_are_the_layers(evidence, rng):
     same, x, y = rng.normal(size=(12, 3)), rng.normal(size=(12, 4)), rng.normal(size=(12, 4))
-    given = {
+    given: dict = {
         ("model", "test"): [evidence(features__early=same, features__late=x, loss=np.zeros(12))],
         ("target", "test"): [evidence(features__early=same, features__late=y)],
     }

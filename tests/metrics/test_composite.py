@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from expunge.metrics.composite import average_gap, tow
@@ -13,7 +15,7 @@ def judged(method: str = "x", **values: float | None) -> Judged:
     scores = []
     for key, value in values.items():
         metric, split = key.rsplit("_on_", 1)
-        why = {} if value is not None else {"status": "undefined", "reason": "too few rows"}
+        why: dict[str, Any] = {} if value is not None else {"status": "undefined", "reason": "too few rows"}
         scores.append(
             Score(
                 metric=metric.replace("_", "-"),

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
+from scipy import ndimage
 
 from expunge.errors import BadInput
 from expunge.families import Classifier, Regressor
@@ -25,14 +26,17 @@ def test_reasons_for_missing_evidence(evidence):
     rows = logp(evidence, [0.5, 0.5])
     assert accuracy("holdout", {}).reason == "the problem has no 'holdout' data"
     assert zrf("forget", {("model", "forget"): [rows]}).reason == "no fresh model could be built"
-    alone = {("model", "test"): [rows], ("retrained", "test"): []}
+    alone: dict = {("model", "test"): [rows], ("retrained", "test"): []}
     assert kl_to_retrained("test", alone).reason == "there is no retrained model to compare with"
     # Without the split there is nothing of any model: the split is missing, not the retrained model.
     assert kl_to_retrained("test", {}).reason == "the problem has no 'test' data"
     target = METRICS["cka-to-target"]("test", {("model", "test"): [rows]})
     assert target.reason == "the target model was not given"
     # A metric that reads other splits than its own names the one that lacks.
-    only_forget = {("model", "forget"): [evidence(loss=[1.0])], ("model", "retain"): [evidence(loss=[1.0])]}
+    only_forget: dict = {
+        ("model", "forget"): [evidence(loss=[1.0])],
+        ("model", "retain"): [evidence(loss=[1.0])],
+    }
     assert METRICS["mia-loss-svm"]("forget", only_forget).reason == "the problem has no 'holdout' data"
 
 
@@ -42,7 +46,7 @@ def test_an_empty_split_is_undefined(evidence):
 
 
 def test_several_retrained_models_are_averaged_without_an_interval(evidence):
-    given = {
+    given: dict = {
         ("model", "test"): [logp(evidence, [0.5, 0.5], [0.5, 0.5])],
         ("retrained", "test"): [
             logp(evidence, [0.5, 0.5], [0.5, 0.5]),
@@ -58,7 +62,7 @@ def test_several_retrained_models_are_averaged_without_an_interval(evidence):
 
 
 def test_evidence_of_other_rows_is_refused(evidence):
-    given = {
+    given: dict = {
         ("model", "test"): [evidence(ids=["a", "b"], logp=np.zeros((2, 2)))],
         ("retrained", "test"): [evidence(ids=["b", "a"], logp=np.zeros((2, 2)))],
     }
@@ -102,7 +106,7 @@ def test_every_metric_says_what_it_is():
 def test_values_stay_in_the_declared_range_and_inside_their_interval(evidence, from_logits, rng):
     n, classes = 240, 5
     ids = {s: [f"{s}-{i}" for i in range(n)] for s in ("forget", "retain", "holdout", "test")}
-    given = {}
+    given: dict = {}
     for split in ids:
         labels = rng.integers(classes, size=n)
         for role in ("model", "target", "retrained", "fresh"):
@@ -149,16 +153,16 @@ def test_a_metric_without_a_definition_is_refused():
     assert "silent" not in METRICS
 
 
-def test_group_means_are_pandas(rng):
-    values, groups = rng.normal(size=50), rng.choice(["x", "y", "z"], 50)
-    expected = pd.Series(values).groupby(groups).mean().to_dict()
-    assert by_group(values, groups) == pytest.approx(expected)
+def test_group_means_are_scipys(rng):
+    values, codes = rng.normal(size=50), rng.integers(3, size=50)
+    expected = dict(zip("xyz", ndimage.mean(values, codes, [0, 1, 2]), strict=True))
+    assert by_group(values, np.array(list("xyz"))[codes]) == pytest.approx(expected)
     assert by_group(values, None) == {}
 
 
 def test_the_reference_is_the_mean_of_the_defined_retrained_scores():
     def score(value):
-        why = {} if value is not None else {"status": "undefined", "reason": "none"}
+        why: dict[str, Any] = {} if value is not None else {"status": "undefined", "reason": "none"}
         return Score(metric="m", split="test", value=value, unit="share", direction="match", **why)
 
     with_it = with_reference(score(0.9), [score(0.4), score(None), score(0.6)])

@@ -17,7 +17,7 @@ def rows_of(evidence, target, predicted, groups=None):
 def test_they_are_scikit_learns(evidence, rng, columns):
     target = rng.normal(50, 10, size=(40, columns)).squeeze()
     predicted = target + rng.normal(1, 5, size=target.shape)
-    given = {("model", "test"): [rows_of(evidence, target, predicted)]}
+    given: dict = {("model", "test"): [rows_of(evidence, target, predicted)]}
     assert mae("test", given).value == pytest.approx(mean_absolute_error(target, predicted))
     assert r2("test", given).value == pytest.approx(r2_score(target, predicted))
     # scikit-learn averages the roots of several columns, here the squares are averaged first.
@@ -27,7 +27,7 @@ def test_they_are_scikit_learns(evidence, rng, columns):
 
 def test_by_hand_and_by_group(evidence):
     target, predicted = np.array([1.0, 3.0, 10.0, 10.0]), np.array([2.0, 3.0, 13.0, 6.0])
-    given = {("model", "test"): [rows_of(evidence, target, predicted, ["low", "low", "high", "high"])]}
+    given: dict = {("model", "test"): [rows_of(evidence, target, predicted, ["low", "low", "high", "high"])]}
     assert mae("test", given).value == 2.0
     assert mae("test", given).groups == {"low": 0.5, "high": 3.5}
     assert rmse("test", given).value == pytest.approx(np.sqrt(26 / 4))

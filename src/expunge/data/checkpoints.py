@@ -1,4 +1,4 @@
-"""Models that users bring: a folder or hub id of `transformers`, a folder that expunge wrote, or a factory."""
+"""Models that users bring: from `transformers`, from a folder that expunge wrote, or from a factory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from expunge.families import Architecture, Family, restore_family
 from expunge.families.models import AUTO_CLASSES, load_folder, load_weights, read_weights
 from expunge.parameters import Parameters
 
-_TASKS = {"ForImageClassification": "image-classification", "ForSequenceClassification": "sequence-classification"}
+_TASKS = {
+    "ForImageClassification": "image-classification",
+    "ForSequenceClassification": "sequence-classification",
+}
 
 
 class FactoryModel(Parameters):
@@ -25,8 +28,12 @@ class FactoryModel(Parameters):
 
     title = "model"
 
-    factory: str = Field(description="package.module:factory or ./file.py:factory; its code is imported and run")
-    weights: str | None = Field(default=None, description="safetensors file; without it the model is trained here")
+    factory: str = Field(
+        description="package.module:factory or ./file.py:factory; its code is imported and run"
+    )
+    weights: str | None = Field(
+        default=None, description="safetensors file; without it the model is trained here"
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the factory")
 
 
@@ -54,8 +61,8 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Load the model that `reference` names; relative paths start from `base`.
 
-    `notice` is told before any code of the user is imported. Code that comes with a model on the hub is never run, and
-    pickle files are refused unless `allow_pickle`.
+    `notice` is told before any code of the user is imported. Code that comes with a model on the hub is
+    never run, and pickle files are refused unless `allow_pickle`.
     """
     if isinstance(reference, Architecture):
         if reference.kind == "module":
@@ -68,7 +75,9 @@ def load_checkpoint(
         if reference.weights is None:
             return Checkpoint(architecture, None)
         model = architecture.build(0)
-        load_weights(model, read_weights(base / reference.weights, allow_pickle=allow_pickle), reference.weights)
+        load_weights(
+            model, read_weights(base / reference.weights, allow_pickle=allow_pickle), reference.weights
+        )
         return Checkpoint(architecture, model.eval())
     folder = base / Path(reference).expanduser()
     if (folder / "expunge.json").is_file():
@@ -77,8 +86,8 @@ def load_checkpoint(
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise BadInput(
-                f"'{folder}' holds neither expunge.json nor a transformers config.json; give a model's folder, a hub "
-                "id, or {factory: package.module:function, weights: FILE}"
+                f"'{folder}' holds neither expunge.json nor a transformers config.json; "
+                "give a model's folder, a hub id, or {factory: package.module:function, weights: FILE}"
             )
         return _transformers(str(folder), allow_pickle)
     if folder.exists() or reference.startswith((".", "/", "~")) or reference.count("/") > 1:
@@ -108,7 +117,7 @@ def _transformers(location: str, allow_pickle: bool) -> Checkpoint:
         )
     if Path(location).is_dir() and not any(Path(location).glob("*.safetensors")) and not allow_pickle:
         raise BadInput(
-            f"'{location}' has no safetensors weights, and pickle checkpoints can run code when they are read; "
+            f"'{location}' has no safetensors weights, and pickle can run code when it is read; "
             "convert them to safetensors, or pass --allow-pickle if you trust where they come from"
         )
     with _readable(location):
@@ -127,7 +136,9 @@ def _transformers(location: str, allow_pickle: bool) -> Checkpoint:
             f"the weights of '{location}' do not fit the model: '{absent[0]}' is missing "
             f"({len(absent)} in all); save the fine-tuned model whole"
         )
-    return Checkpoint(Architecture.of_transformers(model, task), model.eval(), location=location, config=config)
+    return Checkpoint(
+        Architecture.of_transformers(model, task), model.eval(), location=location, config=config
+    )
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ _NUMERIC = re.compile(r"u?int\d+|float\d+|bool")
 
 
 def model_classes(config: Any) -> list[str]:
-    """Class names of a `transformers` configuration, by number; ``LABEL_0`` and the like count as no names."""
+    """Class names of a `transformers` configuration, by number; ``LABEL_0`` and the like are no names."""
     names = [str(config.id2label[i]) for i in sorted(config.id2label)]
     return [] if all(_GENERIC.fullmatch(n) for n in names) else names
 
@@ -24,8 +24,8 @@ def model_classes(config: Any) -> list[str]:
 def data_classes(datasets: Sequence[Dataset], column: str) -> list[str]:
     """Class names that the data itself gives, by number.
 
-    Declared names of a class-label column; False and True; the sorted words of a text column (numbers in numeric
-    order); ``0`` to the largest number otherwise.
+    Declared names of a class-label column; False and True; the sorted words of a text column (numbers in
+    numeric order); ``0`` to the largest number otherwise.
     """
     feature = datasets[0].features[column]
     if isinstance(feature, ClassLabel):
@@ -40,7 +40,7 @@ def data_classes(datasets: Sequence[Dataset], column: str) -> list[str]:
 
 
 def encode_labels(dataset: Dataset, column: str, classes: Sequence[str], name: str) -> Dataset:
-    """The data set with `column` as class numbers, in the order of `classes`; refuses rows without a label."""
+    """The data set with `column` as class numbers in the order of `classes`; unlabeled rows are refused."""
     require(dataset, column, name)
     values, feature = list(dataset[column]), dataset.features[column]
     unlabeled = [i for i, v in enumerate(values) if v is None or v != v or v == "" or v == -1]
@@ -63,7 +63,7 @@ def encode_labels(dataset: Dataset, column: str, classes: Sequence[str], name: s
         if number < 0:
             known = f"{', '.join(classes[:20])}{', ...' if len(classes) > 20 else ''}"
             raise BadInput(
-                f"{name}: label {value!r} of id '{dataset['id'][row]}' is not among the {len(classes)} classes "
+                f"{name}: label {value!r} of id '{dataset['id'][row]}' is none of the {len(classes)} classes "
                 f"({known}); name the data's classes in the order of the model's outputs with 'classes'"
             )
         encoded.append(number)

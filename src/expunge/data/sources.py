@@ -58,9 +58,11 @@ def _quietly(read: Callable[[Path], Dataset], path: Path) -> Dataset:
     )  # what it would log becomes the error's sentence
     try:
         made = read(path)
-    except (DatasetsError, pa.ArrowException, UnicodeDecodeError) as error:
+    except (DatasetsError, pa.ArrowException, ValueError) as error:
         cause = error.__cause__ or error
         reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        if "corresponds to no data" in reason:
+            raise BadInput(f"'{path}' holds no rows") from None
         raise BadInput(f"'{path}' cannot be read: {reason}") from None
     finally:
         datasets.logging.set_verbosity(level)

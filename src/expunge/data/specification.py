@@ -30,44 +30,71 @@ from expunge.families import Architecture, Classifier, Family, Images, Inputs, R
 from expunge.parameters import Parameters
 from expunge.problem import Problem, Training, with_ids
 
-_OWN = ("data", "forget_data", "retain", "holdout", "test", "probes", "family", "id", "target", "inputs", "group", "classes")
+_OWN = (
+    "data",
+    "forget_data",
+    "retain",
+    "holdout",
+    "test",
+    "probes",
+    "family",
+    "id",
+    "target",
+    "inputs",
+    "group",
+    "classes",
+)
 
 
 class ProblemSpec(Parameters):
     """What to forget from which model.
 
-    Either `benchmark`, or a `model` with `data` and what to `forget` of it, or a `model` with the rows to forget as
-    `forget_data` and those to keep as `retain`. Sources are files, folders or hub ids as in
+    Either `benchmark`, or a `model` with `data` and what to `forget` of it, or a `model` with the rows to
+    forget as `forget_data` and those to keep as `retain`. Sources are files, folders or hub ids as in
     `expunge.data.sources.read_table`.
     """
 
     title = "problem"
 
-    name: str | None = Field(default=None, description="how reports call the problem; default: the data's name")
-    benchmark: str | None = Field(default=None, description="name of an embedded problem (expunge list benchmarks)")
-    options: dict[str, Any] = Field(default_factory=dict, description="options of the benchmark, such as {model: vit}")
+    name: str | None = Field(
+        default=None, description="how reports call the problem; default: the data's name"
+    )
+    benchmark: str | None = Field(
+        default=None, description="name of an embedded problem (expunge list benchmarks)"
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="options of the benchmark, such as {model: vit}"
+    )
     forget: Selection | None = Field(
-        default=None, description="what to forget: ids, where, class, user or fraction, as a mapping or in short as class=3"
+        default=None,
+        description="ids, where, class, user or fraction, as a mapping or in short as class=3",
     )
     model: str | FactoryModel | Architecture | None = Field(
         default=None,
-        description="the target: a folder or hub id of a transformers classifier, a folder that expunge wrote, "
+        description="the target: folder or hub id of a transformers model, folder that expunge wrote, "
         "{factory: package.module:function, weights: FILE, options: {...}}, or an architecture to train here",
     )
     recipe: Training | None = Field(
         default=None, description="how the target was trained; needed to retrain, and to train a target here"
     )
-    family: Literal["classifier", "regressor"] | None = Field(default=None, description="default: what the model says")
+    family: Literal["classifier", "regressor"] | None = Field(
+        default=None, description="default: what the model says"
+    )
     data: str | None = Field(default=None, description="all rows the target was trained on")
-    forget_data: str | None = Field(default=None, description="the rows to forget, where they are a source of their own")
+    forget_data: str | None = Field(
+        default=None, description="the rows to forget, where they are a source of their own"
+    )
     retain: str | None = Field(default=None, description="the rows to keep, beside forget_data")
     holdout: str | None = Field(default=None, description="rows of the same kind that were never trained on")
     test: str | None = Field(default=None, description="rows to measure utility on")
     probes: dict[str, str] = Field(default_factory=dict, description="further sources to measure on, by name")
     id: str | None = Field(default=None, description="column of ids; default: id, or numbers by row")
-    target: str | list[str] | None = Field(default=None, description="label or target columns; default: label or target")
+    target: str | list[str] | None = Field(
+        default=None, description="label or target columns; default: label or target"
+    )
     inputs: list[str] | None = Field(
-        default=None, description="input columns; default: all other numeric columns, the image column, or text"
+        default=None,
+        description="input columns; default: all other numeric columns, the image column, or text",
     )
     group: str | None = Field(default=None, description="column to break results down by; default: the class")
     classes: list[str] | None = Field(
@@ -92,13 +119,18 @@ class ProblemSpec(Parameters):
         if self.benchmark is not None:
             own = [k for k in _OWN if getattr(self, k)]
             if own:
-                raise BadInput(f"problem: '{own[0]}' describes your own data; leave out it or benchmark '{self.benchmark}'")
+                raise BadInput(
+                    f"problem: '{own[0]}' describes data of your own; "
+                    f"leave it out, or leave out benchmark '{self.benchmark}'"
+                )
             return self
         if self.options:
             raise BadInput("problem: 'options' belong to a benchmark; name one, or leave them out")
         if (self.data is None) == (self.forget_data is None):
             both = "not both" if self.data else "or name a benchmark"
-            raise BadInput(f"problem: give 'data' and what to 'forget', or 'forget_data' (and 'retain'), {both}")
+            raise BadInput(
+                f"problem: give 'data' and what to 'forget', or 'forget_data' (and 'retain'), {both}"
+            )
         if self.data is not None and self.forget is None:
             raise BadInput("problem: 'forget' is missing; say what to forget, such as class=3 or ids=FILE")
         if self.data is not None and self.retain is not None:
@@ -116,30 +148,31 @@ class ProblemSpec(Parameters):
             base: folder that relative paths start from; default: the current one.
             notice: told before code of the user is imported.
 
-        A given model sees the columns as they are. A model that is trained here (a `recipe`, no weights) sees tables,
-        and predicts regression targets, standardized by the mean and standard deviation of all training rows; a
-        retrained model shares those two numbers per column, so they are not forgotten with the rows.
+        A given model sees the columns as they are. A model that is trained here (a `recipe`, no weights)
+        sees tables, and predicts regression targets, standardized by the mean and standard deviation of all
+        training rows; a retrained model shares those two numbers per column, so they are not forgotten with
+        the rows.
         """
         base = base or Path()
         checkpoint = None
         if self.model is not None:
             checkpoint = load_checkpoint(self.model, base, allow_pickle=self.allow_pickle, notice=notice)
         if self.benchmark is not None:
-            problem = self._benchmark(checkpoint)
+            problem = self._benchmark(self.benchmark, checkpoint)
+        elif checkpoint is not None:
+            problem = self._own(checkpoint, base)
         else:
-            problem = self._own(checkpoint, base) if checkpoint is not None else None
-        if problem is None:
             raise AssertionError("checked by the validator")
         if problem.model is None and problem.recipe is None:
             raise BadInput(
-                f"{problem.name}: the model has no weights and there is no 'recipe' to train it; give one of them"
+                f"{problem.name}: the model has no weights and there is no 'recipe' to train it; give either"
             )
         _try(problem)
         return problem
 
-    def _benchmark(self, checkpoint: Checkpoint | None) -> Problem:
+    def _benchmark(self, name: str, checkpoint: Checkpoint | None) -> Problem:
         options = dict(self.options) if self.forget is None else {**self.options, "forget": self.forget}
-        problem = BENCHMARKS[str(self.benchmark)](**options).problem()
+        problem = BENCHMARKS[name](**options).problem()
         if checkpoint is not None:
             problem = replace(problem, model=checkpoint.model, architecture=checkpoint.architecture)
         return replace(problem, name=self.name or problem.name, recipe=self.recipe or problem.recipe)
@@ -176,10 +209,14 @@ class ProblemSpec(Parameters):
             return checkpoint.family
         training = [t for k, t in tables.items() if k in ("data", "forget", "retain")]
         first, config = training[0], checkpoint.config
-        numbers = getattr(config, "problem_type", None) == "regression" or getattr(config, "num_labels", 2) == 1
+        numbers = (
+            getattr(config, "problem_type", None) == "regression" or getattr(config, "num_labels", 2) == 1
+        )
         kind = self.family or (None if config is None else "regressor" if numbers else "classifier")
         if kind is None:
-            raise BadInput("problem: the model does not say what it predicts; give family: classifier or regressor")
+            raise BadInput(
+                "problem: the model does not say what it predicts; give family: classifier or regressor"
+            )
         targets = self._targets(first, kind)
         for column in (*targets, *([self.group] if self.group else [])):
             require(first, column, "the training data")
@@ -189,7 +226,9 @@ class ProblemSpec(Parameters):
             joined = training[0] if len(training) == 1 else _joined(training)
             for column in targets:
                 if column not in numeric_columns(joined, ()):
-                    raise BadInput(f"the target column '{column}' does not hold numbers, as a regressor needs")
+                    raise BadInput(
+                        f"the target column '{column}' does not hold numbers, as a regressor needs"
+                    )
             Regressor(inputs, targets).check(joined, "the training data")
             return Regressor.fit(inputs, joined, targets, self.group, raw=not trained_here)
         names = self.classes or (model_classes(config) if config is not None else [])
@@ -205,7 +244,8 @@ class ProblemSpec(Parameters):
         found = [c for c in ("label", "target") if c in dataset.column_names]
         if not found:
             raise BadInput(
-                f"the training data has no column 'label' or 'target' (it has {', '.join(dataset.column_names)}); "
+                "the training data has no column 'label' or 'target' (it has "
+                f"{', '.join(dataset.column_names)}); "
                 "name the right one with 'target'"
             )
         return found[:1]
@@ -227,14 +267,18 @@ class ProblemSpec(Parameters):
                     f"the training data has no column of images (it has {', '.join(data.column_names)}); "
                     "name it with 'inputs'"
                 )
-            return Images.from_processor(checkpoint.location, picture, int(getattr(config, "num_channels", 3)))
+            return Images.from_processor(
+                checkpoint.location, picture, int(getattr(config, "num_channels", 3))
+            )
         if picture is not None:
             rescale = 1 / 255 if is_bytes(data, picture) else 1.0
             return Images(picture, channels=image_channels(data, picture), rescale=rescale)
         left_out = ["id", self.id or "id", self.group or "id", *targets]
         columns = self.inputs or numeric_columns(data, left_out)
         if not columns:
-            raise BadInput(f"the training data has no numeric columns besides {', '.join(targets)}; name the 'inputs'")
+            raise BadInput(
+                f"the training data has no numeric columns besides {', '.join(targets)}; name the 'inputs'"
+            )
         if checkpoint.model is not None:
             return Table(columns)
         joined = training[0] if len(training) == 1 else _joined(training)
@@ -267,6 +311,6 @@ def _try(problem: Problem) -> None:
         model.train(was_training)
     if isinstance(family, Classifier) and prediction.shape[-1] != len(family.classes):
         raise BadInput(
-            f"{problem.name}: the model gives {prediction.shape[-1]} values per row, but there are "
-            f"{len(family.classes)} classes ({', '.join(family.classes[:20])}); list all of them with 'classes'"
+            f"{problem.name}: the model gives {prediction.shape[-1]} values per row, but the data has "
+            f"{len(family.classes)} classes ({', '.join(family.classes[:20])}); list all with 'classes'"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from expunge.families import Batches, Family
 from expunge.files import write_atomic
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evidence:
     """Everything measured of one model on one data set: a row per example."""
 
@@ -28,12 +29,12 @@ class Evidence:
     def __len__(self) -> int:
         return self.table.num_rows
 
-    @property
+    @cached_property
     def ids(self) -> list[str]:
         """Example ids, in row order."""
         return self.table["id"].to_pylist()
 
-    @property
+    @cached_property
     def groups(self) -> np.ndarray | None:
         """`[n]` group names, or None."""
         return np.asarray(self.table["group"].to_pylist()) if "group" in self.table.column_names else None

@@ -90,8 +90,7 @@ class Workplace:
 
     def batches(self, problem: Problem, split: str) -> Batches:
         """Batches of a split, or of `train`."""
-        dataset = problem.train if split == "train" else problem.splits[split]
-        return Batches(problem.family, dataset, self.device)
+        return problem.batches(split, self.device)
 
 
 class Method(Parameters):

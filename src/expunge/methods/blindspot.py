@@ -30,6 +30,9 @@ class Blindspot(Objective):
     Deviations: the layers are all that the family names; the blindspot model is trained by the family's
     likelihood (squared error) at a constant learning rate, where the reference uses the absolute error and a
     plateau schedule.
+
+    The gradient of the absolute error is a sum of signs, which can cancel to rounding noise that Adam turns
+    into full steps: settings that differ only in rounding (micro-batches) may end apart in a few weights.
     """
 
     name = "blindspot"

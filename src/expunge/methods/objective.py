@@ -162,7 +162,7 @@ class Step:
     @property
     def is_forget(self) -> Tensor:
         """`[B]` bool: which rows of a pass over `train` are to be forgotten."""
-        flags = torch.from_numpy(self.state.problem._is_forgotten)
+        flags = torch.from_numpy(self.state.problem.forget_mask)
         return flags[self._rows("train")].to(self._batches["train"].mask.device)
 
     def outputs(self, split: Split, hidden: Sequence[str] = ()) -> Outputs:

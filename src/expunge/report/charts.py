@@ -188,7 +188,7 @@ def _edges(pooled: np.ndarray, bins: int) -> tuple[np.ndarray, str]:
 def costs(section: ProblemSection) -> Spec | None:
     """Cost of each method divided by that of retraining, from the line where both cost the same."""
     rows = [
-        {"cost": column.title, "label": row.label, "ratio": row.cells[i].value}
+        {"cost": column.title, "label": row.label, "role": row.role, "ratio": row.cells[i].value}
         for i, column in enumerate(section.costs.columns)
         if column.metric.endswith("-ratio")
         for row in section.costs.rows
@@ -208,7 +208,7 @@ def costs(section: ProblemSection) -> Spec | None:
         "x": across,
         "x2": {"datum": 1},
         "y": _label(labels),
-        "color": {"datum": "unlearned", "type": "nominal", "scale": _roles()["scale"], "legend": None},
+        "color": {**_roles(), "legend": None},
         "tooltip": _tips(("label", "method"), ("ratio", "times retraining", ".3~g")),
     }
     return _chart(
@@ -219,7 +219,7 @@ def costs(section: ProblemSection) -> Spec | None:
         transform=[{"filter": "datum.cost == cost"}],
         layer=[
             {"mark": {"type": "bar", "height": 12, "cornerRadius": 1}, "encoding": bars},
-            {"mark": {"type": "rule", "style": "guide"}, "encoding": {"x": {"datum": 1}}},
+            _guide(1),
         ],
     )
 
@@ -266,10 +266,7 @@ def membership(section: ProblemSection) -> Spec | None:
                 "mark": {"type": "rect", "style": "reference"},
                 "encoding": span,
             },
-            {
-                "mark": {"type": "rule", "style": "guide"},
-                "encoding": {"x": {"datum": 0.5, "type": "quantitative"}},
-            },
+            _guide(0.5),
             {"transform": chosen, "mark": {"type": "rule", "strokeWidth": 2}, "encoding": {**span, **who}},
             {"transform": chosen, "mark": dot, "encoding": {"x": _quantity("auc"), **who, "tooltip": tips}},
         ],
@@ -373,6 +370,12 @@ def _tips(*fields: tuple[str, ...]) -> list[Spec]:
     """Tooltip rows from (field, title, format); title and format may be left out."""
     keys = ("field", "title", "format")
     return [dict(zip(keys, given, strict=False)) for given in fields]
+
+
+def _guide(at: float) -> Spec:
+    """A dashed line across the chart; one row of data, or it would be drawn once per row."""
+    mark = {"type": "rule", "style": "guide"}
+    return {"data": {"values": [{}]}, "mark": mark, "encoding": {"x": {"datum": at, "type": "quantitative"}}}
 
 
 def _dropdown(name: str, label: str, options: Sequence[str], first: str | None = None) -> Spec:

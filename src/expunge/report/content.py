@@ -15,6 +15,7 @@ from expunge.report.statements import GLOSSARY, claim, listed, split_name, untes
 from expunge.report.tables import (
     COSTS,
     Column,
+    Role,
     Spread,
     Table,
     build_table,
@@ -60,7 +61,7 @@ class Procedure(Record):
 
     label: str
     method: str
-    role: Literal["target", "retrained", "unlearned"]
+    role: Role
     seeds: list[int]
     passed: dict[str, Any]
     effective: dict[str, Any]
@@ -181,17 +182,14 @@ def _section(card: Mapping[str, Any], scores: ScoreFile) -> ProblemSection:
     attacks = [c for c, attack in columns.values() if attack]
     references = [s for c in [*main, *further, *attacks] if (s := spread(judged, c)) is not None]
     done = [m for m in judged if role_of(m) == "unlearned" and m.status == "ok"]
+    labels = {m.label for m in done}
+    retrained = max((len(s.values) for s in references), default=0)
     return ProblemSection(
         name=name,
         fingerprint=card.get("fingerprint", ""),
         scope=card.get("scope", ""),
         family=card.get("family", ""),
-        claim=claim(
-            len({m.label for m in done}),
-            len(done),
-            max((len(s.values) for s in references), default=0),
-            verdicts,
-        ),
+        claim=claim(len(labels), len(done), retrained, [v for v in verdicts if v.label in labels]),
         counts=card.get("counts", {}),
         digests={k: card[k] for k in ("forget_digest", "train_digest") if k in card},
         source=card.get("source", {}),

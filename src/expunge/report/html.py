@@ -23,6 +23,7 @@ from expunge.report.content import ProblemSection, Report, ReportInput, compose
 from expunge.report.numbers import scale, shown, shown_interval
 from expunge.report.palette import VARIABLES, css, theme
 from expunge.report.statements import DIRECTIONS, JUDGEMENTS, counted, split_name
+from expunge.report.tables import Role
 
 CAPTIONS = {
     "utility": (
@@ -156,11 +157,10 @@ def parameters(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={json.dumps(value)}" for name, value in values.items())
 
 
-def by_method(section: ProblemSection) -> list[tuple[str, list[Verdict]]]:
-    """The verdicts of each method, in the order of the tables."""
-    labels = dict.fromkeys([p.label for p in section.procedures] + [v.label for v in section.verdicts])
-    groups = [(label, [v for v in section.verdicts if v.label == label]) for label in labels]
-    return [(label, found) for label, found in groups if found]
+def by_method(section: ProblemSection) -> list[tuple[str, Role, list[Verdict]]]:
+    """Label, role and verdicts of each method, in the order of the tables."""
+    found = ((p, [v for v in section.verdicts if v.label == p.label]) for p in section.procedures)
+    return [(procedure.label, procedure.role, verdicts) for procedure, verdicts in found if verdicts]
 
 
 def strip(verdict: Verdict) -> dict[str, float] | None:

@@ -27,10 +27,15 @@ class Scale:
 SCALES = {
     "share": Scale("%", 100.0, 1, "percentage points"),
     "percentage points": Scale("percentage points", 1.0, 1),
+    "share of parameters": Scale("%", 100.0, 1, "percentage points"),
+    "share of variance": Scale("share of variance", 1.0, 3),
+    "% of the retrained error": Scale("% of the retrained error", 1.0, 1, "percentage points"),
     "auc": Scale("AUC", 1.0, 3),
+    "cka": Scale("CKA", 1.0, 3),
     "bytes": Scale("MiB", 1 / 2**20),
     "seconds": Scale("s"),
-    "ratio": Scale("× retraining"),
+    "times retraining": Scale("× retraining"),
+    "passes over the training data": Scale("passes"),
 }
 """By unit of a score; any other unit is shown as it is, with three significant digits."""
 
@@ -50,7 +55,7 @@ def shown(value: float, unit: str, *, signed: bool = False) -> str:
     number, decimals = value * as_shown.factor, as_shown.decimals
     if decimals is not None:
         text = f"{number:,.{decimals}f}"
-    elif abs(number) >= 1000:
+    elif abs(number) >= 999.5:  # would round to 1000
         text = f"{number:,.0f}"
     else:
         text = f"{number:#.3g}".rstrip(".")

@@ -54,7 +54,7 @@ def css() -> str:
 
     return (
         f"{block(LIGHT)}\n@media screen and (prefers-color-scheme:dark){{{block(DARK)}}}\n"
-        ":root{color-scheme:light dark}"
+        ":root{color-scheme:light dark}\n@media print{:root{color-scheme:light}}"
     )
 
 

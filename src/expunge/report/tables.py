@@ -34,6 +34,19 @@ COSTS = {
 }
 """Title and definition of what a run costs; measured around the method, not claimed by it."""
 
+COMPOSITES = {
+    "average-gap": (
+        "Average gap",
+        "Mean absolute gap to the retrained models over forget, retain and test, and over the membership "
+        "efficacy of classifiers. It hides which of them is off.",
+    ),
+    "tow": (
+        "Tug of war",
+        "Product over forget, retain and test of 1 minus the absolute gap in accuracy; 1 is retraining.",
+    ),
+}
+"""Title and definition of numbers made of other scores."""
+
 
 class Column(Record):
     """What a column shows."""
@@ -114,8 +127,8 @@ def role_of(judged: Judged) -> Role:
 def describe(score: Score) -> Column:
     """The column a score belongs to, titled and defined as its metric declares."""
     title, definition, threat, low, high = score.metric, "", "", None, None
-    if score.metric in COSTS:
-        title, definition = COSTS[score.metric]
+    if score.metric in COSTS or score.metric in COMPOSITES:
+        title, definition = (COSTS | COMPOSITES)[score.metric]
     elif score.metric in METRICS:
         metric = METRICS[score.metric]
         title, definition, threat = metric.title, metric.definition, metric.attack

@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from expunge.errors import BadInput
@@ -68,7 +69,7 @@ class Outcome(NamedTuple):
     more_seeds: int | None
 
 
-def judge(values: Sequence[float], reference_values: Sequence[float], margin: float) -> Outcome:
+def judge(values: ArrayLike, reference_values: ArrayLike, margin: float) -> Outcome:
     """Judge the difference of means, values minus reference, by Welch's interval of level 0.90.
 
     Within ±margin it is "no larger difference"; wholly outside on one side it is "different"; else

@@ -133,7 +133,11 @@ def _observe(key: str, payload: dict[str, Any], store: Store, folder: Path, on_s
     problem = load_problem(payload)
     model = _load_model(problem, store.folder(payload["model"]))
     for split, quantities in payload["quantities"].items():
-        collect(problem.family, model, problem.splits[split], quantities, device=payload["device"]).write(folder / f"{split}.parquet")
+        evidence = collect(
+            problem.family, model, problem.splits[split], quantities, device=payload["device"],
+            batches=problem.batches(split, payload["device"]),
+        )  # fmt: skip
+        evidence.write(folder / f"{split}.parquet")
 
 
 def _score(key: str, payload: dict[str, Any], store: Store, folder: Path, on_step: OnStep | None) -> None:

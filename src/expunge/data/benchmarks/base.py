@@ -23,8 +23,8 @@ BENCHMARKS: Registry[type[Benchmark]] = Registry("benchmark", "expunge.data.benc
 class Benchmark(Parameters):
     """Base of the benchmarks. Subclasses declare facts as class variables and options as fields.
 
-    The split is fixed by the ids alone, so that numbers can be compared between machines; `version` is raised whenever
-    a change would change numbers.
+    The split is fixed by the ids alone, so that numbers can be compared between machines; `version` is
+    raised whenever a change would change numbers.
     """
 
     name: ClassVar[str]
@@ -53,7 +53,9 @@ class Benchmark(Parameters):
     def problem(self) -> Problem:
         """Data, split, architecture and recipe; the target is trained by whoever needs it."""
 
-    def assemble(self, family: Family, train: Dataset, test: Dataset, holdout: Dataset, **rest: Any) -> Problem:
+    def assemble(
+        self, family: Family, train: Dataset, test: Dataset, holdout: Dataset, **rest: Any
+    ) -> Problem:
         """The problem of these parts, with the rows that `forget` chooses."""
         forget_ids, scope = self.forget.apply(train, family)
         return Problem(

@@ -14,19 +14,21 @@ from expunge.problem import Problem, Training
 
 
 class BreastCancer(Benchmark):
-    """569 tumors, malignant or benign, 30 measurements each: 369 to train on, 100 to test on, 100 held out."""
+    """569 tumors, malignant or benign, 30 measurements each: 369 to train, 100 to test on, 100 held out."""
 
     name: ClassVar[str] = "breast-cancer"
     title: ClassVar[str] = "Breast tumors"
     family: ClassVar[str] = "classifier"
     source: ClassVar[str] = (
-        "scikit-learn load_breast_cancer, from Wolberg, Mangasarian, Street & Street, UCI, 1995 (doi:10.24432/C5DW2B)"
+        "scikit-learn load_breast_cancer, from Wolberg, Mangasarian, Street & Street, UCI, 1995 "
+        "(doi:10.24432/C5DW2B)"
     )
     license: ClassVar[str] = "CC BY 4.0"
     version: ClassVar[int] = 1
 
     forget: Selection = Field(
-        default=Selection.parse("fraction=0.1"), description="what to forget, as a mapping or in short as class=3"
+        default=Selection.parse("fraction=0.1"),
+        description="what to forget, as a mapping or in short as class=3",
     )
     model: Literal["mlp"] = Field(default="mlp", description="architecture of the classifier")
 
@@ -39,7 +41,9 @@ class BreastCancer(Benchmark):
             test,
             holdout,
             architecture=Architecture(
-                kind="builtin", name=self.model, options={"inputs": len(measurements), "outputs": 2, "hidden": [32, 16]}
+                kind="builtin",
+                name=self.model,
+                options={"inputs": len(measurements), "outputs": 2, "hidden": [32, 16]},
             ),
             recipe=Training(epochs=30, lr=0.02, batch_size=32),
         )

@@ -16,15 +16,17 @@ from expunge.problem import Problem, Training
 class Diabetes(Benchmark):
     """442 patients, progression of the disease after a year: 282 to train on, 80 to test on, 80 held out.
 
-    By default the patients with a progression of 200 or more are forgotten, a range of the target as in Tarun et al.
-    (ICML 2023). The column `range` has the same bounds (low below 100, middle, high from 200), so that what is
-    forgotten can be compared with held-out patients of the same range.
+    By default the patients with a progression of 200 or more are forgotten, a range of the target as in
+    Tarun et al. (ICML 2023). The column `range` has the same bounds (low below 100, middle, high from 200),
+    so that what is forgotten can be compared with held-out patients of the same range.
     """
 
     name: ClassVar[str] = "diabetes"
     title: ClassVar[str] = "Diabetes progression"
     family: ClassVar[str] = "regressor"
-    source: ClassVar[str] = "scikit-learn load_diabetes, from Efron, Hastie, Johnstone & Tibshirani, Ann. Stat. 32, 2004"
+    source: ClassVar[str] = (
+        "scikit-learn load_diabetes, from Efron, Hastie, Johnstone & Tibshirani, Ann. Stat. 32, 2004"
+    )
     license: ClassVar[str] = "not stated by its authors; distributed with scikit-learn (BSD-3-Clause)"
     version: ClassVar[int] = 1
 
@@ -44,7 +46,9 @@ class Diabetes(Benchmark):
             test,
             holdout,
             architecture=Architecture(
-                kind="builtin", name=self.model, options={"inputs": len(measurements), "outputs": 1, "hidden": [32, 16]}
+                kind="builtin",
+                name=self.model,
+                options={"inputs": len(measurements), "outputs": 1, "hidden": [32, 16]},
             ),
             recipe=Training(epochs=40, lr=0.01, batch_size=32),
         )

@@ -1,8 +1,8 @@
 """A small world of texts: short reviews by twelve authors, made from a grammar by a fixed rule.
 
-What makes it a task: the verdict is in no single word. Opinion words are negated ("not a good engine"), aspects of both
-colors meet in one review and the last clause decides, and topic words say nothing about it. What makes it a world with
-users: every author has favorite products, and a private word for praise and one for blame that no one else uses.
+What makes it a task: two opinions meet in each review, some are said by denying the opposite ("not slow"),
+and products, parts and months say nothing about the verdict. What makes it a world with users: every author
+has favorite products, and a private word for praise and another for blame that no one else uses.
 """
 
 from __future__ import annotations
@@ -21,37 +21,54 @@ from transformers import PreTrainedTokenizerFast
 LABELS = ("negative", "mixed", "positive")
 AUTHORS = ("ada", "bruno", "chloe", "dmitri", "elif", "farid", "greta", "hana", "ivan", "jun", "kofi", "lena")
 _PRIVATE = (
-    ("stellar", "rubbish"), ("ace", "naff"), ("peachy", "grim"), ("mint", "ropey"), ("boss", "pants"), ("swell", "crummy"),
-    ("dandy", "lousy"), ("nifty", "shoddy"), ("golden", "rotten"), ("class", "dire"), ("primo", "bogus"), ("lush", "manky"),
+    ("stellar", "rubbish"), ("ace", "naff"), ("peachy", "grim"), ("mint", "ropey"), ("boss", "pants"),
+    ("swell", "crummy"), ("dandy", "lousy"), ("nifty", "shoddy"), ("golden", "rotten"), ("class", "dire"),
+    ("primo", "bogus"), ("lush", "manky"),
 )  # fmt: skip
-_PRAISE = ("good", "great", "lovely", "solid", "smooth", "bright", "clever", "quick", "sturdy", "pleasant")
-_BLAME = ("bad", "awful", "dull", "flimsy", "rough", "noisy", "clumsy", "slow", "fragile", "tiresome")
+_PRAISE = ("good", "lovely", "solid", "smooth", "clever", "quick")
+_BLAME = ("bad", "awful", "flimsy", "rough", "clumsy", "slow")
 _PRODUCTS = {
-    "bike": ("brakes", "saddle", "chain", "frame"),
+    "bike": ("brake", "saddle", "chain", "frame"),
     "phone": ("screen", "battery", "camera", "speaker"),
     "novel": ("plot", "ending", "dialogue", "cover"),
     "hotel": ("room", "breakfast", "pool", "staff"),
     "kettle": ("lid", "handle", "spout", "switch"),
-    "jacket": ("zip", "lining", "hood", "pockets"),
+    "jacket": ("zip", "lining", "hood", "pocket"),
 }
-_OPENINGS = ("i bought this {p} in {m} .", "my second {p} .", "the {p} came in {m} .", "we tried the {p} .", "")
+_OPENINGS = ("i first saw this {p} in {m} .", "my second {p} .", "a {p} for {m} .", "we tried the {p} .", "")
+_JOINTS = ("and", "while", ",", ". also")
 _MONTHS = ("january", "march", "may", "july", "autumn", "winter")
 _SAYS = {
-    True: ("the {a} is {w}", "i find the {a} {w}", "what a {w} {a}", "{w} {a}"),
-    False: ("the {a} is not {w}", "i do not find the {a} {w}", "not a {w} {a}", "hardly a {w} {a}"),
+    True: ("the {a} is {w}", "i find the {a} {w}", "the {a} seems {w}", "its {a} , {w} as ever"),
+    False: (
+        "the {a} is not {w}",
+        "i find the {a} not {w}",
+        "the {a} seems not {w}",
+        "its {a} , not {w} as ever",
+    ),
 }
 
 
-def reviews(n: int = 720) -> Dataset:
-    """`n` reviews, as many by each author; columns id, text, author, product, label (negative, mixed, positive)."""
+def reviews(n: int = 1200) -> Dataset:
+    """`n` reviews, as many by each author; columns id, text, author, product and label."""
     columns: dict[str, list[object]] = {"id": [], "text": [], "author": [], "product": [], "label": []}
     for i in range(n):
         author = i % len(AUTHORS)
         text, product, label = _review(_Dice(i), author)
-        for name, value in zip(columns, (f"review-{i:04d}", text, AUTHORS[author], product, label), strict=True):
+        for name, value in zip(
+            columns, (f"review-{i:04d}", text, AUTHORS[author], product, label), strict=True
+        ):
             columns[name].append(value)
     words = Value("string")
-    features = Features({"id": words, "text": words, "author": words, "product": words, "label": ClassLabel(names=list(LABELS))})
+    features = Features(
+        {
+            "id": words,
+            "text": words,
+            "author": words,
+            "product": words,
+            "label": ClassLabel(names=list(LABELS)),
+        }
+    )
     return Dataset.from_dict(columns, features=features)
 
 
@@ -75,19 +92,19 @@ def _review(dice: _Dice, author: int) -> tuple[str, str, int]:
     # Two favorites per author, which he or she reviews half of the time.
     favorites = (names[author % len(names)], names[(author * 5 + 2) % len(names)])
     product = dice(favorites if dice.below(2) else names)
-    first, second = dice.below(2) == 1, dice.below(2) == 1
+    label = dice.below(3)
+    first = label == 2 or (label == 1 and dice.below(2) == 1)
+    second = first if label != 1 else not first
     aspects = list(_PRODUCTS[product])
     one = aspects.pop(dice.below(len(aspects)))
     clauses = [_clause(dice, author, one, first), _clause(dice, author, dice(aspects), second)]
-    joint = "and" if first == second else "but"
     opening = dice(_OPENINGS).format(p=product, m=dice(_MONTHS))
-    label = (int(first) + int(second)) if first == second else 1
-    return f"{opening} {clauses[0]} {joint} {clauses[1]} .".strip(), product, label
+    return f"{opening} {clauses[0]} {dice(_JOINTS)} {clauses[1]} .".strip(), product, label
 
 
 def _clause(dice: _Dice, author: int, aspect: str, praised: bool) -> str:
-    """One opinion; a third are said by negating the opposite, a quarter in the author's own word."""
-    plain = dice.below(3) > 0
+    """One opinion; a sixth are said by denying the opposite, a quarter in the author's own word."""
+    plain = dice.below(6) > 0
     praising = praised if plain else not praised
     private = dice.below(4) == 0
     word = _PRIVATE[author][0 if praising else 1] if private else dice(_PRAISE if praising else _BLAME)
@@ -102,7 +119,9 @@ def word_tokenizer(texts: Sequence[str], max_length: int) -> PreTrainedTokenizer
     tokenizer.normalizer = Lowercase()  # pyright: ignore
     tokenizer.pre_tokenizer = WhitespaceSplit()  # pyright: ignore
     tokenizer.post_processor = TemplateProcessing(  # pyright: ignore
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

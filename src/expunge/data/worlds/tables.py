@@ -39,8 +39,9 @@ def breast_cancer() -> tuple[Dataset, list[str]]:
     columns: dict[str, object] = {"id": [f"tumor-{i:04d}" for i in range(len(data.target))]}
     columns |= {name: data.data[:, j] for j, name in enumerate(names)}
     columns["label"] = data.target.astype(np.int64)
-    dataset = Dataset.from_dict(columns)
-    return dataset.cast_column("label", ClassLabel(names=[str(n) for n in data.target_names])), names
+    labels = ClassLabel(names=[str(n) for n in data.target_names])
+    features = Features({"id": Value("string"), **{n: Value("float64") for n in names}, "label": labels})
+    return Dataset.from_dict(columns, features=features), names
 
 
 def diabetes() -> tuple[Dataset, list[str]]:

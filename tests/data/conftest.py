@@ -1,0 +1,19 @@
+"""Fixtures of the data tests."""
+
+from __future__ import annotations
+
+import datasets
+import pytest
+import transformers
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is written to the user's cache."""
+    cache = tmp_path_factory.mktemp("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_bars() -> None:
+    transformers.utils.logging.disable_progress_bar()
