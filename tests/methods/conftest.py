@@ -119,13 +119,14 @@ def tensors() -> Callable[[Problem, str], tuple[Tensor, Tensor]]:
     """Inputs and targets of a split of a table, read without the family; standardized for regressors."""
 
     def read(problem: Problem, split: str) -> tuple[Tensor, Tensor]:
-        rows = problem.splits[split]
+        rows: Any = problem.splits[split]
+        train: Any = problem.train
         x = np.asarray([[row[c] for c in COLUMNS] for row in rows])
         if "regressor" not in problem.family.name:
             return torch.tensor(x, dtype=torch.float32), torch.tensor(rows["label"])
-        everything = np.asarray([[row[c] for c in COLUMNS] for row in problem.train])
+        everything = np.asarray([[row[c] for c in COLUMNS] for row in train])
         x = (x - everything.mean(0)) / everything.std(0)
-        y = (np.asarray(rows["y"]) - np.mean(problem.train["y"])) / np.std(problem.train["y"])
+        y = (np.asarray(rows["y"]) - np.mean(train["y"])) / np.std(train["y"])
         return torch.tensor(x, dtype=torch.float32), torch.tensor(y, dtype=torch.float32)[:, None]
 
     return read

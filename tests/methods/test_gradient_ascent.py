@@ -1,3 +1,5 @@
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -26,7 +28,7 @@ def test_for_regressors_the_step_climbs_half_the_squared_error(regression, tenso
 
 
 def test_batch_norm_statistics_are_frozen_unless_asked_for(normalized):
-    settings = {"epochs": 1, "batch_size": 4}
+    settings: dict[str, Any] = {"epochs": 1, "batch_size": 4}
     frozen = GradientAscent(**settings).forget(normalized).model.state_dict()
     updated = GradientAscent(batchnorm="update", **settings).forget(normalized).model.state_dict()
     for name, before in normalized.target.state_dict().items():

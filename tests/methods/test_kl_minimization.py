@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -28,14 +29,14 @@ def test_the_first_step_is_gradient_ascent(classification, step_gradient):
 
 
 def test_without_weight_it_is_gradient_ascent_throughout(classification):
-    settings = {"epochs": 3, "batch_size": 4}
+    settings: dict[str, Any] = {"epochs": 3, "batch_size": 4}
     held = KLMinimization(alpha=0.0, **settings).forget(classification).model.state_dict()
     ascent = GradientAscent(**settings).forget(classification).model.state_dict()
     assert all(torch.equal(held[k], ascent[k]) for k in ascent)
 
 
 def test_the_logged_divergence_is_that_from_the_target(classification, tensors):
-    settings = {"alpha": 2.0, "lr": 0.3, "batch_size": 1000, "momentum": 0.0}
+    settings: dict[str, Any] = {"alpha": 2.0, "lr": 0.3, "batch_size": 1000, "momentum": 0.0}
     after_one_step = KLMinimization(epochs=1, **settings).forget(classification).model
     log = KLMinimization(epochs=2, **settings).forget(classification).log
     x, _ = tensors(classification, "retain")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -88,7 +89,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
-def test_masked_weights_stay_bitwise_the_same(optimizer: str, classification: Problem) -> None:
+def test_masked_weights_stay_bitwise_the_same(optimizer: Any, classification: Problem) -> None:
     method = SalUn(
         rho=0.3, epochs=20, lr=0.01, batch_size=8, optimizer=optimizer, momentum=0.9, weight_decay=0.1
     )
@@ -108,14 +109,14 @@ def test_a_paired_pass_equals_a_slow_loop(classification: Problem) -> None:
         alpha=alpha, epochs=2, lr=lr, momentum=momentum, weight_decay=decay, batch_size=8, shuffle=False
     ).forget(classification)
 
-    columns = ["a", "b", "c"]
-    x = torch.tensor([[row[c] for c in columns] for row in classification.train], dtype=torch.float32)
-    y = torch.tensor(classification.train["label"])
+    rows: Any = classification.train
+    x = torch.tensor([[row[c] for c in "abc"] for row in rows], dtype=torch.float32)
+    y = torch.tensor(rows["label"])
     forget, retain = torch.arange(10), torch.arange(10, 36)
     layers = dict(classification.target.named_parameters())
     names = ["layers.0.weight", "layers.0.bias", "head.weight", "head.bias"]
     theta = [layers[n].detach().clone().requires_grad_() for n in names]
-    velocity: list[Tensor | None] = [None] * 4
+    velocity = [torch.zeros_like(t) for t in theta]
 
     def loss(rows: Tensor) -> Tensor:
         hidden = (x[rows] @ theta[0].T + theta[1]).relu()
@@ -130,7 +131,7 @@ def test_a_paired_pass_equals_a_slow_loop(classification: Problem) -> None:
             with torch.no_grad():
                 for i, gradient in enumerate(gradients):
                     gradient = gradient + decay * theta[i]
-                    velocity[i] = gradient if velocity[i] is None else momentum * velocity[i] + gradient
+                    velocity[i] = momentum * velocity[i] + gradient
                     theta[i] -= lr * velocity[i]
     found = dict(made.model.named_parameters())
     for name, expected in zip(names, theta, strict=True):

@@ -1,5 +1,6 @@
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from expunge.methods.npo import NPO
 def loss_at(excess, beta):
     """Loss and slope where an example's negative log-likelihood exceeds the target's by `excess` nats."""
     own = torch.tensor([excess], dtype=torch.float64, requires_grad=True)
-    step = SimpleNamespace(
+    step: Any = SimpleNamespace(
         forget=None,
         family=SimpleNamespace(nll=lambda outputs, batch: outputs),
         outputs=lambda split: own,
@@ -18,8 +19,8 @@ def loss_at(excess, beta):
         mean=lambda split, values: values.mean(),
     )
     value = NPO(beta=beta, alpha=0.0).loss(step)["forget"]
-    value.backward()
-    return value.item(), own.grad.item()
+    (slope,) = torch.autograd.grad(value, own)
+    return value.item(), slope.item()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from expunge.methods.random_labeling import RandomLabeling
 
 class Noted(Classifier):
     """Remembers every draw."""
+
+    draws: list[Any]
 
     def relabel(self, batch, how, generator):
         drawn = super().relabel(batch, how, generator)

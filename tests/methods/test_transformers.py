@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -43,8 +45,12 @@ def problem(request: pytest.FixtureRequest) -> Problem:
     kind, _, values = request.param.partition(" ")
     rng = np.random.default_rng(0)
     label = rng.integers(3, size=12)
-    columns = {"id": [str(i) for i in range(12)], "label": label, "y": label + rng.normal(size=12)}
-    features = {"id": Value("string"), "label": Value("int64"), "y": Value("float64")}
+    columns: dict[str, Any] = {
+        "id": [str(i) for i in range(12)],
+        "label": label,
+        "y": label + rng.normal(size=12),
+    }
+    features: dict[str, Any] = {"id": Value("string"), "label": Value("int64"), "y": Value("float64")}
     if kind == "bert":
         words = ["good film", "a very bad film", "very very good", "bad"]
         columns["text"], features["text"] = [words[i % 4] for i in range(12)], Value("string")

@@ -161,9 +161,9 @@ def _classifier() -> tuple[list[Judged], list[Verdict]]:
 def _verdicts() -> list[Verdict]:
     def verdict(label: str, split: str, interval: tuple[float, float] | None, judgement: str) -> Verdict:
         words = {
-            "no larger difference": "no difference larger than 5 percentage points from retraining was found (90 % interval ...)",
-            "different": "different from retraining by more than 5 percentage points (90 % interval ...)",
-            "undecided": "undecided whether the difference from retraining is larger than 5 percentage points",
+            "no larger difference": "no difference larger than 5 percentage points from retraining was found",
+            "different": "different from retraining by more than 5 percentage points",
+            "undecided": "undecided whether the difference from retraining exceeds 5 percentage points",
         }
         facts: dict[str, object] = {
             "problem": "digits",

@@ -11,7 +11,7 @@ from expunge.metrics import METRICS
 from expunge.record import Judged, Reference, Score, ScoreFile
 from expunge.report import Report, compose
 from expunge.report.content import ProblemSection
-from expunge.report.numbers import shown
+from expunge.report.notation import shown
 from expunge.report.statements import PROPERTIES, untested
 from expunge.report.tables import Cell
 

@@ -16,7 +16,7 @@ from factory import report_input, scores
 from expunge.record import ScoreFile, Verdict
 from expunge.report import Report, compose, render, write_report
 from expunge.report.html import json_for_html, strip, vega_bundle
-from expunge.report.numbers import scale, shown
+from expunge.report.notation import scale, shown
 
 EVIL = "</script><script>alert(1)</script>"
 

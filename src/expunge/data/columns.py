@@ -21,16 +21,16 @@ def model_classes(config: Any) -> list[str]:
     return [] if all(_GENERIC.fullmatch(n) for n in names) else names
 
 
-def data_classes(datasets: Sequence[Dataset], column: str) -> list[str]:
+def data_classes(dataset: Dataset, column: str) -> list[str]:
     """Class names that the data itself gives, by number.
 
     Declared names of a class-label column; False and True; the sorted words of a text column (numbers in
     numeric order); ``0`` to the largest number otherwise.
     """
-    feature = datasets[0].features[column]
+    feature = dataset.features[column]
     if isinstance(feature, ClassLabel):
         return list(feature.names)
-    values = {v for dataset in datasets for v in dataset[column] if v is not None and v == v}
+    values = {v for v in dataset[column] if v is not None and v == v}
     if all(isinstance(v, bool) for v in values):
         return ["False", "True"]
     if all(isinstance(v, (int, float)) for v in values):

@@ -93,7 +93,7 @@ def _condition(tokens: list[_Token], expression: str) -> Condition:
         return Condition(column, "in", _listed(tokens, expression, shape))
     if operator.kind != "op" or operator.text not in _COMPARE:
         raise BadInput(
-            f"condition '{expression}' has '{operator.text}' where an operator must be; write {shape}"
+            f"condition '{expression}' has {_shown(operator)} where an operator must be; write {shape}"
         )
     return Condition(column, operator.text, (_operand(tokens, expression, shape),))
 

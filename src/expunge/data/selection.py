@@ -51,9 +51,7 @@ class Selection(Parameters):
             shown = " and ".join(k.rstrip("_") for k in given) or "none"
             raise BadInput(f"forget: give exactly one of ids, where, class, user and fraction, not {shown}")
         if self.user is not None and len(self.user) != 1:
-            raise ValueError(
-                f"user must name exactly one column, such as {{author: anna}}; it names {len(self.user)}"
-            )
+            raise BadInput(f"forget: user names {len(self.user)} columns; give one, such as {{author: anna}}")
         if self.where is not None:
             parse(self.where)
         return self

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import datasets
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, Image
+from datasets import Dataset, DatasetDict, Features, Image, Value
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from datasets.table import embed_table_storage
 
@@ -57,7 +57,7 @@ def _quietly(read: Callable[[Path], Dataset], path: Path) -> Dataset:
         datasets.logging.CRITICAL
     )  # what it would log becomes the error's sentence
     try:
-        made = read(path)
+        made = _short_strings(read(path))
     except (DatasetsError, pa.ArrowException, ValueError) as error:
         cause = error.__cause__ or error
         reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
@@ -71,6 +71,12 @@ def _quietly(read: Callable[[Path], Dataset], path: Path) -> Dataset:
     if len(made) == 0:
         raise BadInput(f"'{path}' holds no rows")
     return made
+
+
+def _short_strings(made: Dataset) -> Dataset:
+    """One type for text, whatever wrote the file, so that fingerprints agree and parts can be joined."""
+    long = [c for c, f in made.features.items() if f == Value("large_string")]
+    return made.cast(Features({**made.features, **{c: Value("string") for c in long}})) if long else made
 
 
 def _read_file(path: Path) -> Dataset:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, Value, concatenate_datasets
 from pydantic import Field, field_validator, model_validator
 
 from expunge.data.benchmarks.base import BENCHMARKS
@@ -181,17 +181,19 @@ class ProblemSpec(Parameters):
         named = {"data": self.data, "forget": self.forget_data, "retain": self.retain}
         named |= {"holdout": self.holdout, "test": self.test, **self.probes}
         tables = {k: with_ids(read_table(s, base), self.id, k) for k, s in named.items() if s is not None}
-        family = self._family(checkpoint, tables)
+        parts = [tables.pop(k) for k in ("data", "forget", "retain") if k in tables]
+        given = tuple(str(i) for i in parts[0]["id"])
+        train = parts[0] if len(parts) == 1 else _joined(*parts)
+        family = checkpoint.family or self._family(checkpoint, train)
         if isinstance(family, Classifier):
+            train = encode_labels(train, family.target, family.classes, "the training data")
             tables = {k: encode_labels(t, family.target, family.classes, k) for k, t in tables.items()}
-        training = [tables.pop(k) for k in ("data", "forget", "retain") if k in tables]
-        train = training[0] if len(training) == 1 else _joined(training)
         if self.forget is not None:
             forget_ids, scope = self.forget.apply(train, family, base)
         else:
-            forget_ids, scope = tuple(str(i) for i in training[0]["id"]), "all rows of the forget file"
+            forget_ids, scope = given, "all rows of the forget file"
         return Problem(
-            name=self.name or Path(str(self.data or self.forget_data)).name.split(".")[0],
+            name=self.name or Path(str(self.data or self.forget_data)).name.split(".")[0] or "data",
             family=family,
             train=train,
             forget_ids=forget_ids,
@@ -201,14 +203,11 @@ class ProblemSpec(Parameters):
             architecture=checkpoint.architecture,
             recipe=self.recipe,
             scope=scope,
-            source={k: s for k, s in {**named, "model": checkpoint.location}.items() if s},
+            source={k: s for k, s in named.items() if s},
         )
 
-    def _family(self, checkpoint: Checkpoint, tables: dict[str, Dataset]) -> Family:
-        if checkpoint.family is not None:
-            return checkpoint.family
-        training = [t for k, t in tables.items() if k in ("data", "forget", "retain")]
-        first, config = training[0], checkpoint.config
+    def _family(self, checkpoint: Checkpoint, train: Dataset) -> Family:
+        config = checkpoint.config
         numbers = (
             getattr(config, "problem_type", None) == "regression" or getattr(config, "num_labels", 2) == 1
         )
@@ -217,22 +216,18 @@ class ProblemSpec(Parameters):
             raise BadInput(
                 "problem: the model does not say what it predicts; give family: classifier or regressor"
             )
-        targets = self._targets(first, kind)
+        targets = self._targets(train, kind)
         for column in (*targets, *([self.group] if self.group else [])):
-            require(first, column, "the training data")
-        inputs = self._inputs(checkpoint, training, targets)
-        trained_here = checkpoint.model is None
+            require(train, column, "the training data")
+        inputs = self._inputs(checkpoint, train, targets)
         if kind == "regressor":
-            joined = training[0] if len(training) == 1 else _joined(training)
-            for column in targets:
-                if column not in numeric_columns(joined, ()):
-                    raise BadInput(
-                        f"the target column '{column}' does not hold numbers, as a regressor needs"
-                    )
-            Regressor(inputs, targets).check(joined, "the training data")
-            return Regressor.fit(inputs, joined, targets, self.group, raw=not trained_here)
+            words = [c for c in targets if c not in numeric_columns(train, ())]
+            if words:
+                raise BadInput(f"the target column '{words[0]}' does not hold numbers, as a regressor needs")
+            Regressor(inputs, targets).check(train, "the training data")
+            return Regressor.fit(inputs, train, targets, self.group, raw=checkpoint.model is not None)
         names = self.classes or (model_classes(config) if config is not None else [])
-        return Classifier(inputs, names or data_classes(training, targets[0]), targets[0], self.group)
+        return Classifier(inputs, names or data_classes(train, targets[0]), targets[0], self.group)
 
     def _targets(self, dataset: Dataset, kind: str) -> list[str]:
         if isinstance(self.target, list):
@@ -250,47 +245,51 @@ class ProblemSpec(Parameters):
             )
         return found[:1]
 
-    def _inputs(self, checkpoint: Checkpoint, training: list[Dataset], targets: list[str]) -> Inputs:
-        data, config = training[0], checkpoint.config
-        for column in self.inputs or []:
-            require(data, column, "the training data")
-        if config is not None and "SequenceClassification" in str(config.architectures):
-            columns = self.inputs or ["text"]
-            for column in columns:
-                require(data, column, "the training data")
+    def _inputs(self, checkpoint: Checkpoint, train: Dataset, targets: list[str]) -> Inputs:
+        config = checkpoint.config
+        text = config is not None and "SequenceClassification" in str(config.architectures)
+        columns = self.inputs or (["text"] if text else [])
+        for column in columns:
+            require(train, column, "the training data")
+        if text:
             longest = min(int(getattr(config, "max_position_embeddings", 512)), 512)
             return Text.from_pretrained(checkpoint.location, columns, longest)
-        picture = image_column(data.select_columns(self.inputs)) if self.inputs else image_column(data)
+        picture = image_column(train.select_columns(columns) if columns else train)
         if config is not None:
             if picture is None:
+                had = ", ".join(train.column_names)
                 raise BadInput(
-                    f"the training data has no column of images (it has {', '.join(data.column_names)}); "
-                    "name it with 'inputs'"
+                    f"the training data has no column of images (it has {had}); name it with 'inputs'"
                 )
-            return Images.from_processor(
-                checkpoint.location, picture, int(getattr(config, "num_channels", 3))
-            )
+            channels = int(getattr(config, "num_channels", 3))
+            return Images.from_processor(checkpoint.location, picture, channels)
         if picture is not None:
-            rescale = 1 / 255 if is_bytes(data, picture) else 1.0
-            return Images(picture, channels=image_channels(data, picture), rescale=rescale)
-        left_out = ["id", self.id or "id", self.group or "id", *targets]
-        columns = self.inputs or numeric_columns(data, left_out)
+            rescale = 1 / 255 if is_bytes(train, picture) else 1.0
+            return Images(picture, channels=image_channels(train, picture), rescale=rescale)
+        columns = columns or numeric_columns(train, ["id", self.id or "id", self.group or "id", *targets])
         if not columns:
             raise BadInput(
                 f"the training data has no numeric columns besides {', '.join(targets)}; name the 'inputs'"
             )
         if checkpoint.model is not None:
             return Table(columns)
-        joined = training[0] if len(training) == 1 else _joined(training)
-        Table(columns).check(joined, "the training data")
-        return Table.fit(joined, columns)
+        Table(columns).check(train, "the training data")
+        return Table.fit(train, columns)
 
 
-def _joined(parts: list[Dataset]) -> Dataset:
-    try:
-        return concatenate_datasets(parts)
-    except (ValueError, TypeError) as error:
-        raise BadInput(f"forget_data and retain cannot be joined: {str(error).splitlines()[0]}") from None
+def _joined(forget: Dataset, retain: Dataset) -> Dataset:
+    """Both parts in one table; whole numbers become real ones where the other part has those."""
+    for column in set(forget.column_names) & set(retain.column_names):
+        kinds = forget.features[column], retain.features[column]
+        if kinds[0] == kinds[1]:
+            continue
+        if not all(column in numeric_columns(part, ()) for part in (forget, retain)):
+            raise BadInput(
+                f"forget_data and retain do not fit together: column '{column}' holds {kinds[0]} in one "
+                f"and {kinds[1]} in the other"
+            )
+        forget, retain = (part.cast_column(column, Value("float64")) for part in (forget, retain))
+    return concatenate_datasets([forget, retain])
 
 
 def _try(problem: Problem) -> None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -49,6 +50,7 @@ def hash_order(ids: list[str]) -> np.ndarray:
     return np.argsort([hashlib.sha256(i.encode()).digest() for i in ids], kind="stable")
 
 
+@lru_cache(maxsize=8)
 def first_half(evidence: Evidence) -> np.ndarray:
     """`[n]` bool: one half of the rows, of every group one half, chosen by a hash of the id."""
     order = hash_order(evidence.ids)
@@ -122,11 +124,21 @@ class Inquiry(NamedTuple):
 def inquire(readings: Readings, kind: str, statistic: str) -> Inquiry:
     """Fit the attacker on halves of retain and holdout, and find the rows it may be asked about."""
     retain, holdout = readings["model", "retain"], readings["model", "holdout"]
-    shown = first_half(retain)
-    shown_holdout = first_half(holdout) & in_groups_of(holdout, retain)
-    attacker = Attacker.fit(kind, statistic, retain.select(shown), holdout.select(shown_holdout))
-    asked = retain.select(~shown) if readings.split == "retain" else readings.model
-    return Inquiry(attacker, asked, holdout.select(~shown_holdout & in_groups_of(holdout, asked)))
+    attacker = _fitted(kind, statistic, retain, holdout)
+    asked = retain.select(~first_half(retain)) if readings.split == "retain" else readings.model
+    shown = _shown(retain, holdout)
+    return Inquiry(attacker, asked, holdout.select(~shown & in_groups_of(holdout, asked)))
+
+
+def _shown(retain: Evidence, holdout: Evidence) -> np.ndarray:
+    """`[n_holdout]` bool: the holdout rows that attackers are fitted on."""
+    return first_half(holdout) & in_groups_of(holdout, retain)
+
+
+# Several metrics ask one attacker; the cache is small because it keeps the evidence it was fitted on.
+@lru_cache(maxsize=16)
+def _fitted(kind: str, statistic: str, retain: Evidence, holdout: Evidence) -> Attacker:
+    return Attacker.fit(kind, statistic, retain.select(first_half(retain)), holdout.select(_shown(retain, holdout)))
 
 
 def _decisions(readings: Readings, kind: str, statistic: str, fewest: int) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ from expunge.files import write_atomic
 from expunge.record import Verdict
 from expunge.report import charts
 from expunge.report.content import ProblemSection, Report, ReportInput, compose
-from expunge.report.numbers import scale, shown, shown_interval
+from expunge.report.notation import scale, shown, shown_interval
 from expunge.report.palette import VARIABLES, css, theme
 from expunge.report.statements import DIRECTIONS, JUDGEMENTS, counted, split_name
 from expunge.report.tables import Role
