@@ -18,7 +18,7 @@ from expunge.methods.objective import fit
 from expunge.metrics.base import METRICS, Role, standard_metrics
 from expunge.problem import Problem
 from expunge.record import Judged, Score, ScoreFile
-from expunge.report import ReportInput, write_report
+from expunge.report import read_run_folder, write_report
 from expunge.studies.graph import quantities
 from expunge.studies.progress import Display
 from expunge.studies.results import complete
@@ -131,9 +131,9 @@ def audit_with_losses(
             )  # fmt: skip
         )
     losses: LossSamples = {problem.name: {}}
-    for (_, label, seed, _), own in zip(rows, seen, strict=True):
+    for (method, label, seed, _), own in zip(rows, seen, strict=True):
         if seed == 0:
-            losses[problem.name][label] = {s: e["loss"].astype(float).tolist() for s, e in own.items()}
+            losses[problem.name]["retrained" if method == "retrain" else label] = {s: e["loss"].astype(float).tolist() for s, e in own.items()}
     return complete(name, [problem.card()], judged), losses
 
 
@@ -153,10 +153,6 @@ def run(
     what the report says reproduces the run.
     """
     finished = run_study(study, runs, workers=workers, display=display, assignments=assignments, notice=notice)
-    specification = (finished.folder / "run.yaml").read_text()
     write_atomic(finished.folder / "losses.json", canonical_json(finished.losses))
-    write_report(
-        ReportInput(finished.scores, finished.losses, command or f"expunge run {finished.folder / 'run.yaml'}", specification),
-        finished.folder,
-    )
+    write_report(read_run_folder(finished.folder, command), finished.folder)
     return finished

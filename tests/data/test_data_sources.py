@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pytest
-from small_files import pixels, write_idx, write_picture_folder
 from datasets import Dataset, DatasetDict
+from small_files import pixels, write_idx, write_picture_folder
 
 from expunge.data.idx import read_idx
 from expunge.data.sources import read_table

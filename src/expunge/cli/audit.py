@@ -63,7 +63,7 @@ def audit(
     )  # fmt: skip
     if out is not None:
         scores.write(out / "scores.json")
-        write_report(ReportInput(scores, losses, "expunge " + shlex.join(sys.argv[1:]), ""), out)
+        write_report(ReportInput(scores, losses, "expunge " + shlex.join(sys.argv[1:])), out)
     if json:
         print_json(scores)
         return

@@ -67,13 +67,15 @@ def print_scores(scores: ScoreFile) -> None:
         rows = []
         for label in dict.fromkeys(j.label for j in mine):
             judged = [j for j in mine if j.label == label]
-            cells = [_cell([j.score(m, s) for j in judged], t_interval) for m, s in shown]
-            state = next((j for j in judged if j.status != "ok"), None)
-            rows.append([label, *cells, "" if state is None else f"{state.status.replace('_', ' ')}: {state.reason}"])
-        columns = ["method", *[m if s == "run" else f"{m} {s}" for m, s in shown], ""]
+            if all(j.status != "ok" for j in judged):
+                continue
+            rows.append([label, *(_cell([j.score(m, s) for j in judged], t_interval) for m, s in shown)])
+        columns = ["method", *[m if s == "run" else f"{m} {s}" for m, s in shown]]
         counts = problem["counts"]
         print_table(columns, rows, f"{problem['name']}: {problem['scope']} ({counts['forget']} of {counts['train']} training rows)")
-        console().print()
+        for line in dict.fromkeys(f"{j.label}: {j.status.replace('_', ' ')}: {j.reason}" for j in mine if j.status != "ok"):
+            sys.stdout.write(f"  {line}\n")
+        sys.stdout.write("\n")
 
 
 def _cell(scores: Sequence[Score | None], t_interval: Any) -> str:

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from expunge.cli.compare import read_run
 from expunge.cli.output import Json, print_json
+from expunge.errors import BadInput
 
 
 def report(
@@ -18,21 +18,12 @@ def report(
     json: Json = False,
 ) -> None:
     """Write report.html and report.json of a run from its records; no model is loaded."""
-    from expunge.files import read_json
-    from expunge.report import ReportInput, write_report
+    from expunge.report import read_run_folder, write_report
 
-    scores = read_run(run)
-    specification, losses = run / "run.yaml", run / "losses.json"
+    if not (run / "scores.json").exists():
+        raise BadInput(f"'{run}' is no finished run: there is no '{run / 'scores.json'}'")
     folder = out or run
-    write_report(
-        ReportInput(
-            scores,
-            read_json(losses) if losses.exists() else {},
-            f"expunge run {specification}" if specification.exists() else "",
-            specification.read_text() if specification.exists() else "",
-        ),
-        folder,
-    )
+    write_report(read_run_folder(run), folder)
     if json:
         print_json({"html": str(folder / "report.html"), "json": str(folder / "report.json")})
     else:

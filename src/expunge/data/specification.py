@@ -203,7 +203,7 @@ class ProblemSpec(Parameters):
             architecture=checkpoint.architecture,
             recipe=self.recipe,
             scope=scope,
-            source={k: s for k, s in named.items() if s},
+            source={k: s for k, s in {**named, "model": self.model}.items() if isinstance(s, str)},
         )
 
     def _family(self, checkpoint: Checkpoint, train: Dataset) -> Family:

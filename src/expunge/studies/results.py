@@ -101,7 +101,6 @@ PROPERTIES = (
     *(("accuracy", split) for split in ("forget", "retain", "test")),
     *(("mae", split) for split in ("forget", "retain", "test")),
     ("mia-loss-logistic", "forget"),
-    ("mia-loss-logistic", "retain"),
 )
 """What a verdict is given on: behavior on what was forgotten and kept, and whether membership shows."""
 

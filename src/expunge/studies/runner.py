@@ -136,9 +136,14 @@ class _Pool:
 
     def __exit__(self, *_: object) -> None:
         for worker in self._workers:
-            worker.process.terminate()
+            if worker.job is None:
+                worker.pipe.close()  # an idle worker sees the end of its work and leaves by itself
+            else:
+                worker.process.terminate()
         for worker in self._workers:
-            worker.process.join()
+            worker.process.join(timeout=5)
+            if worker.process.is_alive():
+                worker.process.kill()
 
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()

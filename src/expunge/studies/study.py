@@ -137,5 +137,6 @@ def loss_samples(graph: Graph, store: Store) -> LossSamples:
         for split in graph.problems[row.problem].splits:
             evidence = store.evidence(row.observe, split)
             if evidence is not None:
-                made.setdefault(row.problem, {}).setdefault(row.label, {})[split] = evidence["loss"].astype(float)[:: max(1, len(evidence) // 2000)].tolist()
+                label = "retrained" if row.method == "retrain" else row.label
+                made.setdefault(row.problem, {}).setdefault(label, {})[split] = evidence["loss"].astype(float)[:: max(1, len(evidence) // 2000)].tolist()
     return made
