@@ -21,7 +21,9 @@ def main() -> None:
     with metered() as meter:
         collect(problem.family, problem.target, problem.retain, names)
     passes = meter.examples / len(problem.retain)
-    print(f"evidence for {len(metrics)} metrics ({len(names)} quantities on the retain set): {passes:.2f} forward passes")
+    print(
+        f"evidence for {len(metrics)} metrics ({len(names)} quantities on the retain set): {passes:.2f} forward passes"
+    )
 
     batches = Batches(problem.family, problem.retain)
     order = torch.arange(len(batches))

@@ -22,7 +22,9 @@ def main() -> None:
         total = {name: torch.zeros_like(p) for name, p in parameters.items()}
         for i in range(len(batches)):
             batch = batches.take(torch.tensor([i]))
-            gradients = torch.autograd.grad(family.nll(family.forward(model, batch), batch).sum(), list(parameters.values()))
+            gradients = torch.autograd.grad(
+                family.nll(family.forward(model, batch), batch).sum(), list(parameters.values())
+            )
             for name, gradient in zip(parameters, gradients, strict=True):
                 total[name] += gradient.square()
         found["loop"] = {name: value / len(batches) for name, value in total.items()}

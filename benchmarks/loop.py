@@ -10,7 +10,7 @@ from timing import line, paired_ratio
 from expunge.data.specification import ProblemSpec
 from expunge.families.models import Architecture, clone
 from expunge.methods import METHODS, Workplace
-from expunge.methods.objective import fit
+from expunge.methods.loop import fit
 from expunge.problem import Problem, Training
 
 EPOCHS = 3
@@ -28,7 +28,9 @@ def digits() -> Problem:
 
 def tensors(problem: Problem, split: str) -> tuple[torch.Tensor, torch.Tensor]:
     rows = problem.splits[split].with_format("numpy")[:]
-    return torch.from_numpy(np.asarray(rows["image"], dtype=np.float32))[:, None], torch.from_numpy(np.asarray(rows["label"]))
+    return torch.from_numpy(np.asarray(rows["image"], dtype=np.float32))[:, None], torch.from_numpy(
+        np.asarray(rows["label"])
+    )
 
 
 def main() -> None:
@@ -57,15 +59,25 @@ def main() -> None:
             forgets = torch.randperm(len(xf), generator=generator).split(64)
             for i, rows in enumerate(torch.randperm(len(xr), generator=generator).split(64)):
                 other = forgets[i % len(forgets)]
-                loss = 0.95 * F.cross_entropy(model(xr[rows]), yr[rows]) - 0.05 * F.cross_entropy(model(xf[other]), yf[other])
+                loss = 0.95 * F.cross_entropy(model(xr[rows]), yr[rows]) - 0.05 * F.cross_entropy(
+                    model(xf[other]), yf[other]
+                )
                 loss.backward()
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 
     for name, bare in (("fine-tune", bare_fine_tune), ("gradient-difference", bare_difference)):
         method = METHODS[name](epochs=EPOCHS, lr=0.01)
-        ratio, ours, theirs = paired_ratio(lambda method=method: method.produce(problem, clone(problem.target), Workplace()), bare)
-        line(f"shared loop, {name}, CNN of {count(problem):,} weights, batch 64", ratio, ours, theirs, "at most 1.05")
+        ratio, ours, theirs = paired_ratio(
+            lambda method=method: method.produce(problem, clone(problem.target), Workplace()), bare
+        )
+        line(
+            f"shared loop, {name}, CNN of {count(problem):,} weights, batch 64",
+            ratio,
+            ours,
+            theirs,
+            "at most 1.05",
+        )
 
 
 def count(problem: Problem) -> int:

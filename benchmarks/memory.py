@@ -42,11 +42,16 @@ def measure(name: str) -> None:
 def main() -> None:
     peaks = {}
     for name in METHODS:
-        out = subprocess.run([sys.executable, __file__, name], capture_output=True, text=True, check=True).stdout
+        out = subprocess.run(
+            [sys.executable, __file__, name], capture_output=True, text=True, check=True
+        ).stdout
         peaks[name] = int(out.strip())
     for name, peak in peaks.items():
         ratio = peak / peaks["fine-tune"]
-        print(f"{'peak memory of ' + name + ', 16.8 million weights':<64} ratio {ratio:6.3f}   {peak / 2**20:8.1f} MiB   at most 1.10")
+        print(
+            f"{f'peak memory of {name}, 16.8 million weights':<64} ratio {ratio:6.3f}   "
+            f"{peak / 2**20:8.1f} MiB   at most 1.10"
+        )
 
 
 if __name__ == "__main__":

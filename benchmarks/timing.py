@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable
 
 
-def paired_ratio(ours: Callable[[], object], theirs: Callable[[], object], repeats: int = 9) -> tuple[float, float, float]:
+def paired_ratio(
+    ours: Callable[[], object], theirs: Callable[[], object], repeats: int = 9
+) -> tuple[float, float, float]:
     """Median of the ratios ours/theirs over `repeats` pairs, and the median seconds of each; one warm-up pair first."""
     pairs = []
     for repeat in range(repeats + 1):

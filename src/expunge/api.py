@@ -14,7 +14,7 @@ from expunge.evidence import Evidence, collect
 from expunge.families.models import fingerprint
 from expunge.files import canonical_json, write_atomic
 from expunge.methods.base import Forgotten, Method, Workplace
-from expunge.methods.objective import fit
+from expunge.methods.loop import fit
 from expunge.metrics.base import METRICS, Role, standard_metrics
 from expunge.problem import Problem
 from expunge.record import Judged, Score, ScoreFile
@@ -29,7 +29,9 @@ from expunge.studies.study import Finished, LossSamples, run_study
 def train_target(problem: Problem, seed: int = 0, device: str = "cpu") -> Problem:
     """The problem with a target trained from scratch by its own recipe."""
     if problem.recipe is None:
-        raise Missing(f"{problem.name}: there is neither a target model nor a recipe to train one; give one of them")
+        raise Missing(
+            f"{problem.name}: there is neither a target model nor a recipe to train one; give one of them"
+        )
     model = problem.fresh_model(seed).to(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -88,7 +90,9 @@ def audit(
         device: where models run.
         name: name of the record.
     """
-    return audit_with_losses(problem, models, retrained=retrained, metrics=metrics, device=device, name=name)[0]
+    return audit_with_losses(problem, models, retrained=retrained, metrics=metrics, device=device, name=name)[
+        0
+    ]
 
 
 def audit_with_losses(
@@ -103,37 +107,53 @@ def audit_with_losses(
     """`audit`, and the per-example losses that a report draws."""
     chosen = standard_metrics(problem.family) if metrics is None else [METRICS[n] for n in metrics]
     named = {"audited": models} if isinstance(models, nn.Module) else dict(models)
-    rows: list[tuple[str, str, int, nn.Module]] = [] if problem.model is None else [("target", "target", 0, problem.model)]
+    rows: list[tuple[str, str, int, nn.Module]] = (
+        [] if problem.model is None else [("target", "target", 0, problem.model)]
+    )
     rows += [("retrain", "retrain", i, m) for i, m in enumerate(retrained)]
     rows += [("audited", label, 0, m) for label, m in named.items()]
     roles: tuple[Role, ...] = ("model", "target", "retrained", "fresh")
     wanted = quantities(chosen, problem.with_model(rows[-1][3]), roles)
 
     def look(model: nn.Module) -> dict[str, Evidence]:
-        return {s: collect(problem.family, model, problem.splits[s], sorted(q), device=device) for s, q in sorted(wanted.items())}
+        return {
+            s: collect(problem.family, model, problem.splits[s], sorted(q), device=device)
+            for s, q in sorted(wanted.items())
+        }
 
     seen = [look(model) for *_, model in rows]
     fresh = look(problem.fresh_model(104_729)) if problem.architecture is not None else None
     judged = []
     for (method, label, seed, model), own in zip(rows, seen, strict=True):
-        references = [e for row, e in zip(rows, seen, strict=True) if row[0] == "retrain" and row[3] is not model]
+        references = [
+            e for row, e in zip(rows, seen, strict=True) if row[0] == "retrain" and row[3] is not model
+        ]
         evidence: dict[tuple[Role, str], list[Evidence]] = {}
         for split in wanted:
             evidence["model", split] = [own[split]]
             evidence["target", split] = [seen[0][split]] if problem.model is not None else []
             evidence["retrained", split] = [r[split] for r in references]
             evidence["fresh", split] = [fresh[split]] if fresh is not None else []
-        scores: list[Score] = [m(split, evidence) for m in chosen for split in m.splits if split in problem.splits]
+        scores: list[Score] = [
+            m(split, evidence) for m in chosen for split in m.splits if split in problem.splits
+        ]
         judged.append(
             Judged(
-                problem=problem.name, problem_id=problem.fingerprint, method=method, label=label, seed=seed,
-                model_id=fingerprint(model), scores=scores,
-            )  # fmt: skip
+                problem=problem.name,
+                problem_id=problem.fingerprint,
+                method=method,
+                label=label,
+                seed=seed,
+                model_id=fingerprint(model),
+                scores=scores,
+            )
         )
     losses: LossSamples = {problem.name: {}}
     for (method, label, seed, _), own in zip(rows, seen, strict=True):
         if seed == 0:
-            losses[problem.name]["retrained" if method == "retrain" else label] = {s: e["loss"].astype(float).tolist() for s, e in own.items()}
+            losses[problem.name]["retrained" if method == "retrain" else label] = {
+                s: e["loss"].astype(float).tolist() for s, e in own.items()
+            }
     return complete(name, [problem.card()], judged), losses
 
 
@@ -152,7 +172,9 @@ def run(
     The same call again computes only what is missing. Arguments as for `expunge.studies.study.run_study`; `command` is
     what the report says reproduces the run.
     """
-    finished = run_study(study, runs, workers=workers, display=display, assignments=assignments, notice=notice)
+    finished = run_study(
+        study, runs, workers=workers, display=display, assignments=assignments, notice=notice
+    )
     write_atomic(finished.folder / "losses.json", canonical_json(finished.losses))
     write_report(read_run_folder(finished.folder, command), finished.folder)
     return finished

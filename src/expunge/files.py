@@ -66,7 +66,7 @@ def dataset_digest(dataset: Dataset) -> str:
     plain = dataset.with_format("arrow")
     hasher.update(str(sorted(dataset.features)).encode())
     for start in range(0, len(dataset), 4096):
-        chunk = plain[start : start + 4096]
+        chunk: pa.Table = plain[start : start + 4096]  # pyright: ignore
         table = chunk.select(sorted(chunk.column_names)).combine_chunks()
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema.remove_metadata()) as writer:

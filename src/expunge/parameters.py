@@ -60,7 +60,9 @@ def _describe(name: str, field: FieldInfo) -> dict[str, Any]:
     return {
         "name": name,
         "type": kind,
-        "default": None if field.is_required() else field.get_default(call_default_factory=True, validated_data={}),
+        "default": None
+        if field.is_required()
+        else field.get_default(call_default_factory=True, validated_data={}),
         "required": field.is_required(),
         "limits": limits,
         "doc": field.description or "",
@@ -80,7 +82,12 @@ def explain(error: ValidationError, subject: str, model: type[BaseModel] | None 
         elif item["type"] == "missing":
             faults.append(f"'{where}' is missing")
         else:
-            reason = item["msg"].removeprefix("Input ").removeprefix("Value error, ").removeprefix("Assertion failed, ")
+            reason = (
+                item["msg"]
+                .removeprefix("Input ")
+                .removeprefix("Value error, ")
+                .removeprefix("Assertion failed, ")
+            )
             shown = repr(given) if len(repr(given)) < 80 else type(given).__name__
             faults.append(f"'{where}' {reason}, got {shown}")
     return f"{subject}: " + "; ".join(faults)

@@ -28,7 +28,9 @@ RESERVED = ("forget", "retain", "holdout", "train")
 class Training(Parameters):
     """How a model is trained: the recipe of the target, and of everything retrained to compare with it."""
 
-    epochs: int = param(20, "passes over the training data", source="ours: enough for the embedded problems", ge=0)
+    epochs: int = param(
+        20, "passes over the training data", source="ours: enough for the embedded problems", ge=0
+    )
     lr: float = param(0.05, "learning rate", source="ours", ge=0)
     batch_size: int = param(64, "examples per optimizer step", source="ours", ge=1)
     optimizer: Literal["sgd", "adam", "adamw"] = param("sgd", "update rule", source="ours")
@@ -36,7 +38,9 @@ class Training(Parameters):
     weight_decay: float = param(5e-4, "L2 coefficient (decoupled for adamw)", source="customary", ge=0)
     schedule: Literal["constant", "cosine"] = param("constant", "learning rate over training", source="ours")
     micro_batch_size: int | None = Field(
-        default=None, ge=1, description="examples per forward pass; None means batch_size. Changes memory, not the trajectory"
+        default=None,
+        ge=1,
+        description="examples per forward pass; None means batch_size. Changes memory, not the trajectory",
     )
 
 
@@ -73,12 +77,16 @@ class Problem:
     def __post_init__(self) -> None:
         ids = self.train["id"] if "id" in self.train.column_names else None
         if ids is None:
-            raise BadInput(f"{self.name}: the training data has no 'id' column; every example needs a stable string id")
+            raise BadInput(
+                f"{self.name}: the training data has no 'id' column; every example needs a stable string id"
+            )
         ids = [str(i) for i in ids]
         if len(set(ids)) != len(ids):
             seen: set[str] = set()
             twice = next(i for i in ids if i in seen or seen.add(i))
-            raise BadInput(f"{self.name}: id '{twice}' occurs more than once in the training data; ids must be unique")
+            raise BadInput(
+                f"{self.name}: id '{twice}' occurs more than once in the training data; ids must be unique"
+            )
         if not self.forget_ids:
             raise BadInput(f"{self.name}: the forget set is empty; nothing would be forgotten")
         unknown = sorted(set(self.forget_ids) - set(ids))

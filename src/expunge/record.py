@@ -59,7 +59,9 @@ class Score(Record):
     status: Status = "ok"
     reason: str = Field(default="", description="why the status is not ok")
     n: int | None = Field(default=None, description="examples it rests on")
-    interval: Interval | None = Field(default=None, description="sampling uncertainty over examples, where it is known")
+    interval: Interval | None = Field(
+        default=None, description="sampling uncertainty over examples, where it is known"
+    )
     groups: dict[str, float] = Field(default_factory=dict, description="the same metric per class or group")
     reference: Reference | None = None
     attack: bool = Field(default=False, description="True where the number is an attacker's success")
@@ -69,7 +71,9 @@ class Score(Record):
         if self.status == "ok" and self.value is None:
             raise ValueError(f"score '{self.metric}' on '{self.split}' is ok but has no value")
         if self.status != "ok" and (self.value is not None or not self.reason):
-            raise ValueError(f"score '{self.metric}' on '{self.split}' is {self.status}; it needs a reason and no value")
+            raise ValueError(
+                f"score '{self.metric}' on '{self.split}' is {self.status}; it needs a reason and no value"
+            )
         return self
 
 
@@ -79,7 +83,9 @@ class Judged(Record):
     problem: str = Field(description="name of the problem")
     problem_id: str = Field(description="fingerprint of the problem")
     method: str = Field(description="method name; 'target' for the model before forgetting")
-    label: str = Field(description="method name plus the parameters that differ from its defaults; what tables show")
+    label: str = Field(
+        description="method name plus the parameters that differ from its defaults; what tables show"
+    )
     passed: dict[str, Any] = Field(default_factory=dict, description="parameters as passed")
     effective: dict[str, Any] = Field(default_factory=dict, description="parameters in effect")
     seed: int
@@ -106,11 +112,17 @@ class Verdict(Record):
     split: str
     judgement: Literal["no larger difference", "different", "undecided"]
     margin: float = Field(description="largest difference that counts as none, in the metric's unit")
-    difference: float | None = Field(default=None, description="mean over seeds minus mean of the retrained models")
-    interval: Interval | None = Field(default=None, description="of the difference; level 0.90 as in a two one-sided test")
+    difference: float | None = Field(
+        default=None, description="mean over seeds minus mean of the retrained models"
+    )
+    interval: Interval | None = Field(
+        default=None, description="of the difference; level 0.90 as in a two one-sided test"
+    )
     n: int = Field(description="models judged")
     n_reference: int = Field(description="retrained models")
-    more_seeds: int | None = Field(default=None, description="further seeds that would probably decide; None where unknown")
+    more_seeds: int | None = Field(
+        default=None, description="further seeds that would probably decide; None where unknown"
+    )
     sentence: str = Field(description="the judgement in words")
 
 
@@ -120,7 +132,9 @@ class ScoreFile(Record):
     schema_version: int = SCHEMA_VERSION
     kind: Literal["scores"] = "scores"
     name: str
-    problems: list[dict[str, Any]] = Field(description="facts of each problem: counts and fingerprints, never contents")
+    problems: list[dict[str, Any]] = Field(
+        description="facts of each problem: counts and fingerprints, never contents"
+    )
     judged: list[Judged]
     verdicts: list[Verdict] = Field(default_factory=list)
     environment: dict[str, Any] = Field(default_factory=dict)
@@ -140,7 +154,9 @@ class ScoreFile(Record):
         content = read_json(path)
         found = content.get("schema_version") if isinstance(content, dict) else None
         if not isinstance(found, int) or found > SCHEMA_VERSION:
-            raise BadInput(f"'{path}' has schema version {found!r}; this expunge reads versions up to {SCHEMA_VERSION}")
+            raise BadInput(
+                f"'{path}' has schema version {found!r}; this expunge reads versions up to {SCHEMA_VERSION}"
+            )
         try:
             return cls.model_validate(content)
         except ValidationError as error:
@@ -152,7 +168,16 @@ def environment() -> dict[str, Any]:
     import torch
 
     packages: dict[str, str] = {}
-    for name in ("expunge", "torch", "transformers", "datasets", "accelerate", "numpy", "scipy", "scikit-learn"):
+    for name in (
+        "expunge",
+        "torch",
+        "transformers",
+        "datasets",
+        "accelerate",
+        "numpy",
+        "scipy",
+        "scikit-learn",
+    ):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:

@@ -34,7 +34,9 @@ class Registry(Generic[T]):
     def add(self, name: str, item: T) -> T:
         """Register `item` under `name`, which must be new, lower-case and hyphenated."""
         if not _NAME.fullmatch(name):
-            raise BadInput(f"{self.kind} name {name!r} must be lower-case words joined by hyphens, such as 'my-{self.kind}'")
+            raise BadInput(
+                f"{self.kind} name {name!r} must be lower-case words joined by hyphens, such as 'my-{self.kind}'"
+            )
         known = self._items.get(name)
         if known is not None and getattr(known, "__module__", None) != getattr(item, "__module__", None):
             raise BadInput(f"a {self.kind} named '{name}' is registered already; choose another name")
@@ -95,7 +97,9 @@ def load_object(reference: str) -> object:
         try:
             spec.loader.exec_module(module)
         except Exception as error:
-            raise BadInput(f"'{path}' failed while it was imported: {type(error).__name__}: {error}") from error
+            raise BadInput(
+                f"'{path}' failed while it was imported: {type(error).__name__}: {error}"
+            ) from error
     else:
         try:
             module = importlib.import_module(module_name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import datasets
 import pytest
 import transformers
@@ -11,7 +13,8 @@ import transformers
 def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is written to the user's cache."""
     cache = tmp_path_factory.mktemp("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    package: Any = datasets
+    monkeypatch.setattr(package.config, "HF_DATASETS_CACHE", cache)
 
 
 @pytest.fixture(autouse=True, scope="session")

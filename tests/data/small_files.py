@@ -36,7 +36,9 @@ def save_transformer(folder: Path, model_type: str, **changes: object) -> nn.Mod
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
     options: dict[str, object] = {
         "vit": {**sizes, "image_size": 8, "patch_size": 4, "num_channels": 3},
-        "resnet": {"num_channels": 3, "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
+        "resnet": {
+            "num_channels": 3, "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic",
+        },
         "bert": {**sizes, "vocab_size": 200, "max_position_embeddings": 16},
     }[model_type]  # fmt: skip
     task = "sequence-classification" if model_type == "bert" else "image-classification"

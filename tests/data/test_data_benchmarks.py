@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 
 from expunge.data.benchmarks.base import BENCHMARKS, split
 from expunge.data.worlds.reviews import _BLAME, _PRAISE, _PRIVATE, AUTHORS, reviews
@@ -12,7 +15,7 @@ from expunge.data.worlds.tables import breast_cancer, diabetes, digits
 from expunge.errors import BadInput
 from expunge.evidence.collect import collect
 from expunge.methods.base import Workplace
-from expunge.methods.objective import fit
+from expunge.methods.loop import fit
 from expunge.problem import Problem
 
 SIZES = {
@@ -89,33 +92,27 @@ def test_regression_beats_the_mean_clearly() -> None:
 
 def test_ranges_of_diabetes_match_what_is_forgotten() -> None:
     problem = BENCHMARKS["diabetes"]().problem()
-    groups = problem.family.groups(problem.forget)
-    assert (
-        groups is not None
-        and set(groups) == {"high"}
-        and "high" not in set(problem.family.groups(problem.retain))
-    )  # pyright: ignore
+    groups, kept = problem.family.groups(problem.forget), problem.family.groups(problem.retain)
+    assert groups is not None and set(groups) == {"high"} and "high" not in set(kept)  # pyright: ignore
     assert (np.asarray(problem.splits["holdout"]["progression"]) >= 200).sum() >= 10
 
 
 def test_worlds_are_what_scikit_learn_has() -> None:
-    from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
-
+    theirs: Any = load_digits()
     ours = digits().with_format("numpy")
-    assert (
-        np.allclose(ours["image"][:], load_digits().images / 16)
-        and (ours["label"][:] == load_digits().target).all()
-    )  # pyright: ignore
+    assert np.allclose(ours["image"][:], theirs.images / 16) and (ours["label"][:] == theirs.target).all()
     table, names = breast_cancer()
-    assert np.allclose(np.column_stack([table[n] for n in names]), load_breast_cancer().data)  # pyright: ignore
+    theirs = load_breast_cancer()
+    assert np.allclose(np.column_stack([table[n] for n in names]), theirs.data)
     assert [table.features["label"].int2str(v) for v in table["label"][:2]] == ["malignant", "malignant"]
     table, names = diabetes()
-    assert np.allclose(np.column_stack([table[n] for n in names]), load_diabetes(scaled=False).data)  # pyright: ignore
+    theirs = load_diabetes(scaled=False)
+    assert np.allclose(np.column_stack([table[n] for n in names]), theirs.data)
     assert (min(table["progression"]), max(table["progression"])) == (25, 346)
 
 
 def test_verdicts_of_reviews_follow_from_their_words() -> None:
-    """An independent reading of each text: an opinion word counts +1 or -1, turned round by 'not' before it."""
+    """Another reading of each text: an opinion word counts +1 or -1, turned round by 'not' before it."""
     data = reviews()
     praise = {*_PRAISE, *(p for p, _ in _PRIVATE)}
     blame = {*_BLAME, *(b for _, b in _PRIVATE)}

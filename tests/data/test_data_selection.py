@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import operator
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,10 @@ from expunge.families import Classifier, Regressor, Table
 from expunge.files import canonical_json
 
 OPERATORS = {
-    "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
+    "==": operator.eq, "!=": operator.ne, "<": operator.lt,
+    "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
+NOON = datetime.fromisoformat("2020-01-01 12:00:00")
 PEOPLE = Dataset.from_dict(
     {
         "id": ["p0", "p1", "p2", "p3", "p4"],
@@ -33,15 +35,15 @@ PEOPLE = Dataset.from_dict(
         "zip": ["00100", "10001", "0150", "1", "00100"],
         "member": [True, False, True, None, False],
         "joined": [date(2020, 1, 1), date(2021, 6, 5), date(2022, 3, 3), None, date(2020, 1, 2)],
-        "seen": [datetime(2020, 1, 1, 12), datetime(2021, 1, 1), None, datetime(2022, 1, 1), datetime(2020, 1, 1, 11)],
+        "seen": [NOON, NOON + timedelta(days=366), None, NOON + timedelta(days=731), NOON - timedelta(hours=1)],
         "label": [0, 1, 2, 1, 0],
         "list": [[1], [2], [3], [4], [5]],
     },
     features=Features(
         {
             "id": Value("string"), "age": Value("int8"), "height": Value("float32"), "city": Value("string"),
-            "zip": Value("string"), "member": Value("bool"), "joined": Value("date32"), "seen": Value("timestamp[s]"),
-            "label": ClassLabel(names=["cat", "dog", "2"]), "list": Sequence(Value("int64")),
+            "zip": Value("string"), "member": Value("bool"), "joined": Value("date32"),
+            "seen": Value("timestamp[s]"), "label": ClassLabel(names=["cat", "dog", "2"]), "list": Sequence(Value("int64")),
         }
     ),
 )  # fmt: skip
@@ -103,7 +105,7 @@ def test_conditions_worked_out_by_hand(expression: str, expected: list[int]) -> 
         ("list == 3", "column 'list' holds .* values, which cannot be compared with '3'"),
         ("label < 2", "holds class labels, which have no order"),
         ("label == dgo", "'label' has no class 'dgo'; did you mean 'dog'?"),
-        ("__import__('os') == 1", "has '__import__.' where|cannot be read|has 'os'|where an operator"),
+        ("__import__('os') == 1", "has 'os' where an operator must be"),
     ],
 )
 def test_refusals_of_conditions(expression: str, message: str) -> None:
@@ -123,7 +125,7 @@ words = st.text(alphabet="abc xyz0123456789_-.", min_size=1).filter(str.strip)
     second=st.sampled_from(sorted(OPERATORS)),
 )
 @settings(max_examples=60, deadline=None)
-def test_matching_equals_a_loop_in_python(numbers, texts, bound, word, first, second) -> None:  # noqa: ANN001
+def test_matching_equals_a_loop_in_python(numbers, texts, bound, word, first, second) -> None:
     texts = texts[: len(numbers)]
     data = Dataset.from_dict(
         {"the n": numbers, "t": texts}, features=Features({"the n": Value("int64"), "t": Value("string")})
@@ -175,7 +177,7 @@ def test_fraction_is_stable_nested_and_of_the_right_size() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("class=cat", Selection(**{"class": "cat"})),
+        ("class=cat", Selection.model_validate({"class": "cat"})),
         ("fraction=0.1", Selection(fraction=0.1)),
         ("fraction=0.1,seed=4", Selection(fraction=0.1, seed=4)),
         ("user:city=New York", Selection(user={"city": "New York"})),
@@ -278,7 +280,7 @@ def test_regressors_have_no_classes() -> None:
     with pytest.raises(
         BadInput, match="a regressor has no classes; choose rows by where, user, ids or fraction"
     ):
-        Selection(**{"class": 1}).apply(PEOPLE, Regressor(Table(["age"]), "height"))
+        Selection.model_validate({"class": 1}).apply(PEOPLE, Regressor(Table(["age"]), "height"))
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ FRAME = pandas.DataFrame({"name": ["ann", "b, c", 'd "e"'], "age": [30, 41, 52],
         ("saved", lambda f, p: Dataset.from_pandas(f).save_to_disk(str(p))),
     ],
 )
-def test_tables_come_back_as_written(tmp_path: Path, name: str, write) -> None:  # noqa: ANN001
+def test_tables_come_back_as_written(tmp_path: Path, name: str, write) -> None:
     write(FRAME, tmp_path / name)
     read = read_table(name, tmp_path)
     assert {c: read[c][:] for c in read.column_names} == FRAME.to_dict("list")
@@ -199,7 +199,8 @@ def test_published_fashion_mnist_pixels(shared: Path, tmp_path: Path) -> None:
     folder = shared / "data" / "fashion_mnist"
     if not folder.is_dir():
         pytest.skip("Fashion-MNIST is not on this machine")
-    images = np.load(lzma.open(folder / "test_x.npy.xz"))[:2000]
+    with lzma.open(folder / "test_x.npy.xz") as file:
+        images = np.load(file)[:2000]
     labels = np.load(folder / "test_y.npy")[:2000].astype(np.uint8)
     place = tmp_path / "fashion"
     place.mkdir()

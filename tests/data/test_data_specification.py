@@ -1,16 +1,18 @@
-"""Problems from users' files and models: every route builds, gives the model's own outputs, or says what is wrong."""
+"""Problems from users' files and models: each gives the model's own outputs, or says what is wrong."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas
 import pytest
 import torch
 import transformers
-from datasets import Dataset, Image
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as Picture
 from safetensors.torch import save_file
 from small_files import FACTORY, pixels, save_transformer, write_idx, write_picture_folder
 
@@ -22,7 +24,7 @@ from expunge.families.models import save_model
 from expunge.files import canonical_json
 from expunge.problem import Problem
 
-RECIPE = {"epochs": 1, "lr": 0.1}
+RECIPE: Any = {"epochs": 1, "lr": 0.1}
 
 
 def outputs(problem: Problem) -> torch.Tensor:
@@ -33,7 +35,7 @@ def outputs(problem: Problem) -> torch.Tensor:
 
 @pytest.fixture
 def people(tmp_path: Path) -> Path:
-    """A table with labels in words, a value to predict, a user column; a factory file and weights for both tasks."""
+    """A table with labels in words, a value and a user column; a factory and weights for both tasks."""
     generator = np.random.default_rng(0)
     frame = pandas.DataFrame(
         {
@@ -147,7 +149,7 @@ def test_regression_by_a_ready_model_is_in_the_targets_unit(people: Path) -> Non
     seen = family.observe(family.forward(problem.target, batch), batch, ["predicted", "target", "error"])
     np.testing.assert_allclose(seen["predicted"].detach().numpy(), raw, rtol=1e-4)
     np.testing.assert_allclose(seen["target"].numpy(), frame["value"], rtol=1e-6)
-    # Relabeled targets are in the same standardized units as the model's predictions: mean 0 is the mean of the targets.
+    # Relabeled targets are in the standardized units of the predictions: 0 is the mean of the targets.
     relabeled = family.relabel(batch, "mean", torch.Generator())
     assert family.center[0] == pytest.approx(frame["value"].mean()) and (relabeled.targets == 0).all()
 
@@ -243,12 +245,10 @@ def test_text_with_a_transformers_model(tmp_path: Path, names: dict[int, str] | 
 
 
 def test_class_label_columns_are_matched_by_name(tmp_path: Path) -> None:
-    data = Dataset.from_dict(
-        {"image": [a for a in pixels(4, channels=3)], "label": [0, 1, 1, 0]}
-    ).cast_column("image", Image())
-    from datasets import ClassLabel
-
-    data.cast_column("label", ClassLabel(names=["b", "a"])).save_to_disk(str(tmp_path / "d"))
+    images = [Picture.fromarray(a) for a in pixels(4, channels=3)]
+    features = Features({"image": Image(), "label": ClassLabel(names=["b", "a"])})
+    data = Dataset.from_dict({"image": images, "label": [0, 1, 1, 0]}, features=features)
+    data.save_to_disk(str(tmp_path / "d"))
     save_transformer(tmp_path / "model", "vit", id2label={0: "a", 1: "b"}, label2id={"a": 0, "b": 1})
     transformers.ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "model")
     problem = ProblemSpec(data="d", model="model", forget="class=a").build(tmp_path)  # pyright: ignore
@@ -343,12 +343,12 @@ def test_refusals_before_anything_is_read(fields: dict, message: str) -> None:
         ({"group": "whom"}, "the training data has no column 'whom'; did you mean 'who'"),
         ({"id": "nr"}, "no id column 'nr'; the data has key, a, b"),
         ({"id": "who"}, "id 'ann' occurs more than once"),
-        ({"model": factory(5, 2, None), "recipe": RECIPE}, r"the model cannot read the data \(features \(2, 2\)\): .*shapes"),
-        ({"model": factory(2, 7, None), "recipe": RECIPE}, r"gives 7 values per row, but the data has 2 classes \(no, yes\)"),
-        ({"classes": ["no", "maybe"]}, r"the training data: label 'yes' of id 'k1' is none of the 2 classes \(no, maybe\)"),
+        ({"model": factory(5, 2, None), "recipe": RECIPE}, r"cannot read the data \(features \(2, 2\)\): .*shapes"),
+        ({"model": factory(2, 7, None), "recipe": RECIPE}, r"gives 7 values per row, but .* 2 classes \(no, yes\)"),
+        ({"classes": ["no", "maybe"]}, r"training data: label 'yes' of id 'k1' is none of the 2 classes \(no, maybe\)"),
         ({"classes": ["no", "yes", "no"]}, "the class names no, yes, no are not distinct"),
-        ({"family": "regressor", "model": factory(2, 1, "one.safetensors")}, "target column 'verdict' does not hold numbers"),
-        ({"model": {"factory": "./own.py:number"}, "recipe": RECIPE}, "returned a int; it must return a torch.nn.Module"),
+        ({"family": "regressor", "model": factory(2, 1, None)}, "target column 'verdict' does not hold numbers"),
+        ({"model": {"factory": "./own.py:number"}, "recipe": RECIPE}, "returned a int; it must return"),
         ({"model": {"factory": "./own.py:nothing"}, "recipe": RECIPE}, "has no 'nothing'"),
         ({"model": factory(2, 2, "one.safetensors")}, r"'1.bias' has shape \(1,\), the model expects \(2,\)"),
         ({"model": factory(2, 2, "none.safetensors")}, "no weights at '.*none.safetensors'"),
@@ -367,7 +367,7 @@ def test_unlabeled_rows_are_named(people: Path) -> None:
     frame.to_csv(people / "people.csv", index=False)
     with pytest.raises(
         BadInput,
-        match=r"the training data has 2 rows without a label in 'verdict' \(first: id 'k3'\); drop them or label",
+        match=r"data has 2 rows without a label in 'verdict' \(first: id 'k3'\); drop them or label",
     ):
         ProblemSpec(**TABLE).build(people)
 

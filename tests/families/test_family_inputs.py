@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from PIL import Image as Picture
 from expunge.data.worlds.reviews import reviews, word_tokenizer
 from expunge.errors import BadInput
 from expunge.families import Batches, Classifier, Images, Table, Text
-from expunge.families.inputs import restore_inputs
+from expunge.families.inputs import Inputs, restore_inputs
 from expunge.files import canonical_json
 
 
@@ -25,7 +26,7 @@ def pictures(n: int, height: int, width: int, mode: str = "RGB") -> list[Picture
     return [Picture.fromarray(a) for a in np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)]
 
 
-def again(inputs: object) -> object:
+def again(inputs: Inputs) -> Inputs:
     """Through JSON, as a stored model's record goes."""
     return restore_inputs(json.loads(canonical_json(inputs.describe())))  # pyright: ignore
 
@@ -66,8 +67,8 @@ def test_processors_with_unknown_steps_are_refused(tmp_path: Path, monkeypatch: 
     processor.save_pretrained(tmp_path)
 
     class Flipping(type(processor)):
-        def __call__(self, images: object, **given: object) -> dict:
-            return {"pixel_values": super().__call__(images, **given)["pixel_values"][..., ::-1]}
+        def __call__(self, *images: Any, **given: Any) -> Any:
+            return {"pixel_values": super().__call__(*images, **given)["pixel_values"][..., ::-1]}
 
     loaded = Flipping(size={"height": 8, "width": 8})
     monkeypatch.setattr(transformers.AutoImageProcessor, "from_pretrained", lambda *_, **__: loaded)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,7 +86,8 @@ def test_divergence_by_numeric_integration(temperature: float) -> None:
     ours = family.divergence(
         Outputs(torch.tensor([[[0.3]]])), Outputs(torch.tensor([[[1.7]]])), batch, temperature
     )
-    p, q = (scipy.stats.norm(m, math.sqrt(temperature)) for m in (0.3, 1.7))
+    normal: Any = scipy.stats.norm
+    p, q = (normal(loc=m, scale=math.sqrt(temperature)) for m in (0.3, 1.7))
     integral, _ = scipy.integrate.quad(lambda y: p.pdf(y) * (p.logpdf(y) - q.logpdf(y)), -20, 20)
     assert ours.item() == pytest.approx(integral, rel=1e-6)
 

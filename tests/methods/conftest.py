@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from expunge.families import Architecture, Classifier, Images, Regressor, Table
 from expunge.methods import METHODS, Workplace
-from expunge.methods.objective import fit
+from expunge.methods.loop import fit
 from expunge.problem import Problem, Training
 
 COLUMNS = ["a", "b", "c"]

@@ -14,7 +14,9 @@ def test_ridge_solution_agrees_with_scikit_learn() -> None:
     world = RidgeWorld()
     batch = world.family.collate(world.dataset.with_format("numpy")[:])
     x = np.column_stack([batch.inputs["features"].double().numpy(), np.ones(world.n)])
-    peer = Ridge(alpha=world.decay * world.n, fit_intercept=False, solver="cholesky").fit(x, batch.targets[:, 0, 0].double().numpy())
+    peer = Ridge(alpha=world.decay * world.n, fit_intercept=False, solver="cholesky").fit(
+        x, batch.targets[:, 0, 0].double().numpy()
+    )
     np.testing.assert_allclose(world.solution(), peer.coef_, atol=1e-10)
 
 
@@ -34,7 +36,9 @@ def test_training_to_convergence_on_the_retain_set_gives_the_ridge_solution(meth
 def test_frequencies_worked_by_hand() -> None:
     world = FrequencyWorld()
     # cell 0: (6-4, 2, 1) = (2, 2, 1) of 5; cell 1: (1, 4, 1) of 6; cell 2: (2, 1, 4) of 7
-    np.testing.assert_allclose(world.retrained, [[2 / 5, 2 / 5, 1 / 5], [1 / 6, 4 / 6, 1 / 6], [2 / 7, 1 / 7, 4 / 7]])
+    np.testing.assert_allclose(
+        world.retrained, [[2 / 5, 2 / 5, 1 / 5], [1 / 6, 4 / 6, 1 / 6], [2 / 7, 1 / 7, 4 / 7]]
+    )
     np.testing.assert_allclose(world.probabilities(world.problem.target)[0], [6 / 9, 2 / 9, 1 / 9], atol=1e-6)
 
 

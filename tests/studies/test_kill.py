@@ -21,8 +21,18 @@ from tests.studies.test_study import numbers
 def start(folder: Path) -> subprocess.Popen[bytes]:
     study = folder / "small.yaml"
     study.write_text(yaml.safe_dump(SMALL))
-    command = [sys.executable, "-c", "from expunge.cli import main; main()", "run", str(study), "--runs", str(folder / "runs")]
-    return subprocess.Popen([*command, "--workers", "2", "--display", "none"], start_new_session=True, stdout=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        "-c",
+        "from expunge.cli import main; main()",
+        "run",
+        str(study),
+        "--runs",
+        str(folder / "runs"),
+    ]
+    return subprocess.Popen(
+        [*command, "--workers", "2", "--display", "none"], start_new_session=True, stdout=subprocess.DEVNULL
+    )
 
 
 def complete(folder: Path) -> dict[str, int]:
@@ -65,7 +75,9 @@ def test_a_dead_worker_is_replaced(finished: Finished, tmp_path: Path) -> None:
     deadline = time.monotonic() + 60
     while len(complete(tmp_path)) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
-    children = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, text=True, check=True)
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, text=True, check=True
+    )
     os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
     assert process.wait(timeout=120) == 0
     assert numbers(ScoreFile.read(tmp_path / "runs" / "small" / "scores.json")) == numbers(finished.scores)

@@ -22,13 +22,16 @@ TIMES = ("seconds", "seconds-ratio", "peak-bytes", "peak-bytes-ratio")
 def numbers(scores: ScoreFile) -> list[Any]:
     """Everything that must be equal between equal runs: all but wall time and memory."""
     return [
-        (j.problem, j.label, j.seed, j.model_id, [s.model_dump() for s in j.scores if s.metric not in TIMES]) for j in scores.judged
+        (j.problem, j.label, j.seed, j.model_id, [s.model_dump() for s in j.scores if s.metric not in TIMES])
+        for j in scores.judged
     ]
 
 
 def test_a_study_has_a_row_per_method_and_seed(finished: Finished) -> None:
     rows = [(j.label, j.seed) for j in finished.scores.judged]
-    assert rows == [(label, s) for label in ("target", "retrain", "fine-tune", "npo (beta=0.2)", "ssd") for s in (0, 1)]
+    assert rows == [
+        (label, s) for label in ("target", "retrain", "fine-tune", "npo (beta=0.2)", "ssd") for s in (0, 1)
+    ]
     assert not finished.outcome.failed
     assert all(j.status == "ok" for j in finished.scores.judged)
 
@@ -63,19 +66,33 @@ def test_a_changed_parameter_recomputes_only_what_depends_on_it(finished: Finish
 def test_a_new_seed_recomputes_scores_but_no_model(finished: Finished, runs: Path) -> None:
     spec = StudySpec(**{**SMALL, "name": "more", "seeds": [0, 1, 2]})
     graph = build_graph(spec, Path(), lambda _: None)
-    old = {k for k, j in build_graph(StudySpec(**SMALL), Path(), lambda _: None).jobs.items() if j.kind != "score"}
+    old = {
+        k
+        for k, j in build_graph(StudySpec(**SMALL), Path(), lambda _: None).jobs.items()
+        if j.kind != "score"
+    }
     assert old <= set(graph.jobs)
 
 
 def test_a_method_that_does_not_fit_is_shown_with_its_reason(tmp_path: Path) -> None:
-    study = {**SMALL, "name": "unfit", "problems": [{"benchmark": "breast-cancer"}], "methods": ["blindspot"], "seeds": [0]}
+    study = {
+        **SMALL,
+        "name": "unfit",
+        "problems": [{"benchmark": "breast-cancer"}],
+        "methods": ["blindspot"],
+        "seeds": [0],
+    }
     scores = run_study(study, tmp_path, workers=0, display="none").scores
     (row,) = [j for j in scores.judged if j.label == "blindspot"]
     assert (row.status, row.reason) == ("not_applicable", "it fits regressor, not classifier")
 
 
 def test_a_failed_job_stops_only_what_depends_on_it(tmp_path: Path) -> None:
-    study = {**SMALL, "methods": [{"name": "gradient-ascent", "lr": 1e8, "epochs": 20}, "fine-tune"], "seeds": [0]}
+    study = {
+        **SMALL,
+        "methods": [{"name": "gradient-ascent", "lr": 1e8, "epochs": 20}, "fine-tune"],
+        "seeds": [0],
+    }
     finished = run_study(study, tmp_path, workers=0, display="none")
     by_method = {j.method: j for j in finished.scores.judged}
     assert by_method["gradient-ascent"].status == "failed"
@@ -89,7 +106,9 @@ def test_every_score_is_compared_with_the_other_retrained_models(finished: Finis
     fine = by_row["fine-tune", 0].score("mae", "forget")
     assert one is not None and two is not None and fine is not None and fine.reference is not None
     assert fine.reference.values == [one.value, two.value]
-    assert fine.value is not None and fine.reference.gap == pytest.approx(fine.value - (one.value + two.value) / 2)  # type: ignore[operator]
+    assert fine.value is not None and fine.reference.gap == pytest.approx(
+        fine.value - (one.value + two.value) / 2
+    )  # type: ignore[operator]
     assert one.reference is not None and one.reference.values == [two.value]  # not with itself
 
 
@@ -113,7 +132,10 @@ def test_the_run_folder_holds_the_study_as_passed_and_in_effect(finished: Finish
 
 def test_scores_json_round_trips(finished: Finished) -> None:
     assert ScoreFile.read(finished.folder / "scores.json") == finished.scores
-    json.loads((finished.folder / "scores.json").read_text(), parse_constant=lambda c: pytest.fail(f"bare {c} in scores.json"))
+    json.loads(
+        (finished.folder / "scores.json").read_text(),
+        parse_constant=lambda c: pytest.fail(f"bare {c} in scores.json"),
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,15 @@ from expunge.data.benchmarks.base import BENCHMARKS
 from expunge.methods import METHODS
 from expunge.methods.objective import Objective, Step
 from expunge.metrics.base import METRICS, Estimate, Metric, Readings
-from expunge.testing import Check, ContractBroken, check_benchmark, check_family, check_method, check_metric, tiny_problems
+from expunge.testing import (
+    Check,
+    ContractBroken,
+    check_benchmark,
+    check_family,
+    check_method,
+    check_metric,
+    tiny_problems,
+)
 
 MATRIX: list[Check] = [
     *(check for _, method in METHODS.items() for check in check_method(method)),
@@ -53,7 +61,9 @@ def test_a_method_that_ignores_its_seed_is_caught() -> None:
 
         def loss(self, step: Step) -> dict[str, Tensor]:
             noise = torch.randn((), generator=torch.Generator().manual_seed(torch.seed() % 2**31))
-            return {"forget": -step.mean("forget", step.family.nll(step.outputs("forget"), step.forget)) * noise}
+            return {
+                "forget": -step.mean("forget", step.family.nll(step.outputs("forget"), step.forget)) * noise
+            }
 
     try:
         checks = list(check_method(Careless))
@@ -99,4 +109,6 @@ def test_a_family_that_forgets_its_mask_is_caught() -> None:
             return super().nll(outputs, replace(batch, mask=torch.ones_like(batch.mask)))  # type: ignore[arg-type,type-var]
 
     changed = replace(problem, family=Unmasked.restore(problem.family.describe()))
-    assert "masked positions count" in broken(list(check_family(changed)), "sums the likelihood over valid positions")
+    assert "masked positions count" in broken(
+        list(check_family(changed)), "sums the likelihood over valid positions"
+    )

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 def audit(
     model: Annotated[list[str], typer.Option(help="Model to judge; may be repeated.")],
     target: Annotated[str | None, typer.Option(help="The model before forgetting.")] = None,
-    reference: Annotated[list[str] | None, typer.Option(help="Model trained without the forget set; may be repeated.")] = None,
+    reference: Annotated[
+        list[str] | None, typer.Option(help="Model trained without the forget set; may be repeated.")
+    ] = None,
     problem: options.ProblemFile = None,
     benchmark: options.Benchmark = None,
     data: options.Data = None,
@@ -36,9 +38,13 @@ def audit(
     group_column: options.GroupColumn = None,
     inputs: options.Inputs = None,
     allow_pickle: options.AllowPickle = False,
-    metrics: Annotated[str | None, typer.Option(help="Metrics, separated by commas; default: all that fit.")] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="Metrics, separated by commas; default: all that fit.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")] = "cpu",
-    out: Annotated[Path | None, typer.Option(help="Folder for scores.json, report.html and report.json.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for scores.json, report.html and report.json.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure models and judge them against retrained references. Without --reference, what needs one reads undefined."""
@@ -47,9 +53,11 @@ def audit(
 
     names = [Path(m).name or m for m in model]
     if len(set(names)) != len(names):
-        raise BadInput(f"two models are called '{next(n for n in names if names.count(n) > 1)}'; rename one of the folders")
+        raise BadInput(
+            f"two models are called '{next(n for n in names if names.count(n) > 1)}'; rename one of the folders"
+        )
     spec = options.problem_spec(
-        problem, benchmark=benchmark, model=target if benchmark is None and target else None if benchmark else model[0], data=data,
+        problem, benchmark=benchmark, model=None if benchmark else target or model[0], data=data,
         forget=forget, family=family, holdout=holdout, test=test, target=target_column, id=id_column, group=group_column,
         inputs=options.columns(inputs), allow_pickle=allow_pickle,
     )  # fmt: skip

@@ -57,5 +57,9 @@ def merge(files: list[ScoreFile]) -> ScoreFile:
 def _raw(judged: Judged, problem: str) -> Judged:
     """Without what is derived from the other models of its run."""
     derived = ("average-gap", "tow")
-    scores = [s.model_copy(update={"reference": None}) for s in judged.scores if s.metric not in derived and not s.metric.endswith("-ratio")]
+    scores = [
+        s.model_copy(update={"reference": None})
+        for s in judged.scores
+        if s.metric not in derived and not s.metric.endswith("-ratio")
+    ]
     return judged.model_copy(update={"problem": problem, "scores": scores})

@@ -16,15 +16,26 @@ from expunge.errors import BadInput
 
 
 def forget(
-    method: Annotated[str, typer.Option(help="Name of a method, or ./file.py:Class, whose code is then imported.")],
+    method: Annotated[
+        str, typer.Option(help="Name of a method, or ./file.py:Class, whose code is then imported.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the unlearned model; must not exist.")],
     problem: options.ProblemFile = None,
     benchmark: options.Benchmark = None,
-    model: Annotated[str | None, typer.Option(help="Model: folder or hub id of transformers, a folder written by expunge, or package.module:factory.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="safetensors file with the weights of package.module:factory.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Model: folder or hub id of transformers, a folder written by expunge, or package.module:factory."
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="safetensors file with the weights of package.module:factory.")
+    ] = None,
     data: options.Data = None,
     forget: options.Forget = None,
-    retain: Annotated[str | None, typer.Option(help="Data to keep, where --data holds only the rows to forget.")] = None,
+    retain: Annotated[
+        str | None, typer.Option(help="Data to keep, where --data holds only the rows to forget.")
+    ] = None,
     family: options.Family = None,
     holdout: options.Holdout = None,
     test: options.Test = None,
@@ -35,7 +46,9 @@ def forget(
     allow_pickle: options.AllowPickle = False,
     seed: Annotated[int, typer.Option(help="Fixes everything random.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")] = "cpu",
-    save_target: Annotated[Path | None, typer.Option(help="Folder for the target, where this command trains it.")] = None,
+    save_target: Annotated[
+        Path | None, typer.Option(help="Folder for the target, where this command trains it.")
+    ] = None,
     set_: Set = None,
     json: Json = False,
 ) -> None:
@@ -76,7 +89,13 @@ def forget(
     family_facts = built.family.describe()
     if save_target is not None:
         with folder_atomic(save_target) as folder:
-            save_model(built.target, folder, built.architecture, family_facts, {"method": "target", "problem": built.card()})
+            save_model(
+                built.target,
+                folder,
+                built.architecture,
+                family_facts,
+                {"method": "target", "problem": built.card()},
+            )
     with folder_atomic(out) as folder:
         save_model(forgotten.model, folder, built.architecture, family_facts, facts)
         (folder / "README.md").write_text(model_card(facts))
@@ -99,7 +118,9 @@ def forget(
 def _model(model: str | None, weights: Path | None) -> Any:
     if model is None:
         if weights is not None:
-            raise BadInput("--weights needs --model package.module:factory, which builds the model they belong to")
+            raise BadInput(
+                "--weights needs --model package.module:factory, which builds the model they belong to"
+            )
         return None
     if weights is None:
         return model

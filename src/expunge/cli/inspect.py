@@ -13,10 +13,14 @@ from expunge.errors import BadInput
 Kind = Literal["methods", "benchmarks", "metrics", "attacks", "families", "studies"]
 
 
-def list_(kind: Annotated[str, typer.Argument(help="methods, benchmarks, metrics, attacks, families or studies")], json: Json = False) -> None:
+def list_(
+    kind: Annotated[str, typer.Argument(help="methods, benchmarks, metrics, attacks, families or studies")],
+    json: Json = False,
+) -> None:
     """List what is there of one kind."""
     catalogues = {
-        "methods": methods, "benchmarks": benchmarks, "metrics": metrics, "attacks": attacks, "families": families, "studies": studies,
+        "methods": methods, "benchmarks": benchmarks, "metrics": metrics, "attacks": attacks, "families": families,
+        "studies": studies,
     }  # fmt: skip
     if kind not in catalogues:
         from expunge.errors import did_you_mean
@@ -35,9 +39,18 @@ def methods() -> list[dict[str, Any]]:
     from expunge.families import FAMILIES
     from expunge.methods.base import METHODS
 
-    fits = {name: sorted(cls.families or [n for n, f in FAMILIES.items() if f.likelihood != "none"]) for name, cls in METHODS.items()}
+    fits = {
+        name: sorted(cls.families or [n for n, f in FAMILIES.items() if f.likelihood != "none"])
+        for name, cls in METHODS.items()
+    }
     return [
-        {"name": name, "families": fits[name], "needs": sorted(cls.needs), "kind": cls.kind, "paper": cls.paper}
+        {
+            "name": name,
+            "families": fits[name],
+            "needs": sorted(cls.needs),
+            "kind": cls.kind,
+            "paper": cls.paper,
+        }
         for name, cls in METHODS.items()
     ]
 
@@ -59,7 +72,9 @@ def attacks() -> list[dict[str, Any]]:
     """Name, title and threat model of every metric that is an attacker's success."""
     from expunge.metrics.base import METRICS
 
-    return [{"name": name, "title": m.title, "threat_model": m.attack} for name, m in METRICS.items() if m.attack]
+    return [
+        {"name": name, "title": m.title, "threat_model": m.attack} for name, m in METRICS.items() if m.attack
+    ]
 
 
 def benchmarks() -> list[dict[str, Any]]:
@@ -67,7 +82,8 @@ def benchmarks() -> list[dict[str, Any]]:
     from expunge.data.benchmarks.base import BENCHMARKS
 
     return [
-        {"name": name, "title": b.title, "family": b.family, "source": b.source, "license": b.license} for name, b in BENCHMARKS.items()
+        {"name": name, "title": b.title, "family": b.family, "source": b.source, "license": b.license}
+        for name, b in BENCHMARKS.items()
     ]
 
 
@@ -76,7 +92,12 @@ def families() -> list[dict[str, Any]]:
     from expunge.families import FAMILIES
 
     return [
-        {"name": name, "likelihood": f.likelihood, "relabelings": sorted(f.relabelings), "quantities": sorted(f.quantities)}
+        {
+            "name": name,
+            "likelihood": f.likelihood,
+            "relabelings": sorted(f.relabelings),
+            "quantities": sorted(f.quantities),
+        }
         for name, f in FAMILIES.items()
     ]
 
@@ -92,7 +113,10 @@ def studies() -> list[dict[str, Any]]:
     ]
 
 
-def show(name: Annotated[str, typer.Argument(help="Name of a method, metric, benchmark or family.")], json: Json = False) -> None:
+def show(
+    name: Annotated[str, typer.Argument(help="Name of a method, metric, benchmark or family.")],
+    json: Json = False,
+) -> None:
     """Show one thing: definition, needs, parameters with their ranges and where each default comes from."""
     facts = _facts(name)
     if json:
@@ -103,7 +127,9 @@ def show(name: Annotated[str, typer.Argument(help="Name of a method, metric, ben
         sys.stdout.write(f"{key}: {_text(value)}\n" if key != "definition" else f"\n{value}\n\n")
     if parameters:
         sys.stdout.write("\n")
-        rows = [[p["name"], _text(p["default"]), _limits(p["limits"]), p["doc"], p["source"]] for p in parameters]
+        rows = [
+            [p["name"], _text(p["default"]), _limits(p["limits"]), p["doc"], p["source"]] for p in parameters
+        ]
         print_table(["parameter", "default", "range", "meaning", "default from"], rows)
 
 
@@ -123,7 +149,13 @@ def _facts(name: str) -> dict[str, Any]:
     if name in METRICS:
         m = METRICS[name]
         row = next(r for r in metrics() if r["name"] == name)
-        return {"what": "metric", **row, "source": m.source, "attack": m.attack, "definition": inspect.cleandoc(m.definition)}
+        return {
+            "what": "metric",
+            **row,
+            "source": m.source,
+            "attack": m.attack,
+            "definition": inspect.cleandoc(m.definition),
+        }
     if name in BENCHMARKS:
         row = next(r for r in benchmarks() if r["name"] == name)
         return {"what": "benchmark", **row, "definition": inspect.getdoc(BENCHMARKS[name])}

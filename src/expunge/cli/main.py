@@ -21,8 +21,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("demo", epilog="Example: expunge demo")(run.demo)
-app.command("forget", epilog="Example: expunge forget --benchmark digits --forget class=3 --method ssd --out unlearned")(forget.forget)
-app.command("audit", epilog="Example: expunge audit --benchmark digits --forget class=3 --model unlearned --json")(audit.audit)
+app.command(
+    "forget",
+    epilog="Example: expunge forget --benchmark digits --forget class=3 --method ssd --out unlearned",
+)(forget.forget)
+app.command(
+    "audit", epilog="Example: expunge audit --benchmark digits --forget class=3 --model unlearned --json"
+)(audit.audit)
 app.command("run", epilog="Example: expunge run study.yaml --set seeds=0-4")(run.run)
 app.command("compare", epilog="Example: expunge compare runs/demo runs/mine")(compare.compare)
 app.command("report", epilog="Example: expunge report runs/demo")(report.report)
@@ -52,7 +57,9 @@ def main() -> None:
     except OSError as error:
         if debug:
             raise
-        sys.stderr.write(f"error: {error.filename or 'a file'}: {error.strerror or error}; what was complete before is untouched\n")
+        sys.stderr.write(
+            f"error: {error.filename or 'a file'}: {error.strerror or error}; what was complete before is untouched\n"
+        )
         code = 1
     except Exception as error:
         # Usage errors of the parser know how to show themselves and their exit code.

@@ -16,7 +16,10 @@ from expunge.record import Judged, Score, ScoreFile, mean_of
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one value, such as methods.0.beta=0.2; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change one value, such as methods.0.beta=0.2; may be repeated."
+    ),
 ]
 
 MAIN = [
@@ -38,7 +41,14 @@ def print_json(value: Any) -> None:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
     """A plain table; text columns to the left, numbers to the right."""
-    table = Table(title=title or None, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+    table = Table(
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=None,
+        pad_edge=False,
+    )
     for i, column in enumerate(columns):
         numeric = i > 0 and all(_is_number(row[i]) for row in rows if row[i])
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
@@ -72,8 +82,14 @@ def print_scores(scores: ScoreFile) -> None:
             rows.append([label, *(_cell([j.score(m, s) for j in judged], t_interval) for m, s in shown)])
         columns = ["method", *[m if s == "run" else f"{m} {s}" for m, s in shown]]
         counts = problem["counts"]
-        print_table(columns, rows, f"{problem['name']}: {problem['scope']} ({counts['forget']} of {counts['train']} training rows)")
-        for line in dict.fromkeys(f"{j.label}: {j.status.replace('_', ' ')}: {j.reason}" for j in mine if j.status != "ok"):
+        print_table(
+            columns,
+            rows,
+            f"{problem['name']}: {problem['scope']} ({counts['forget']} of {counts['train']} training rows)",
+        )
+        for line in dict.fromkeys(
+            f"{j.label}: {j.status.replace('_', ' ')}: {j.reason}" for j in mine if j.status != "ok"
+        ):
             sys.stdout.write(f"  {line}\n")
         sys.stdout.write("\n")
 

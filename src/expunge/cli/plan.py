@@ -59,12 +59,26 @@ def faults_of(study: str, assignments: list[str]) -> tuple[list[str], list[str]]
             except ExpungeError as error:
                 faults.append(str(error))
     names = Counter(p.name for p in problems)
-    faults += [f"two problems are called '{n}'; give one of them another 'name'" for n, count in names.items() if count > 1]
-    skipped = [f"{label} on {p.name}: {'; '.join(o)}" for label, m in methods for p in problems if (o := m.obstacles(p))]
+    faults += [
+        f"two problems are called '{n}'; give one of them another 'name'"
+        for n, count in names.items()
+        if count > 1
+    ]
+    skipped = [
+        f"{label} on {p.name}: {'; '.join(o)}"
+        for label, m in methods
+        for p in problems
+        if (o := m.obstacles(p))
+    ]
     return faults, skipped
 
 
-def plan(study: Study, runs: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"), set_: Set = None, json: Json = False) -> None:
+def plan(
+    study: Study,
+    runs: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
+    set_: Set = None,
+    json: Json = False,
+) -> None:
     """Show the job graph of a study: what is done already and what would be computed."""
     from expunge.studies.graph import build_graph
     from expunge.studies.jobs import Store
@@ -73,19 +87,35 @@ def plan(study: Study, runs: Annotated[Path, typer.Option(help="Folder of all ru
     spec, _, base = load_study(study, set_ or [])
     graph = build_graph(spec, base, notice)
     store = Store(runs / "store")
-    jobs = [{"key": j.key, "kind": j.kind, "title": j.title, "needs": list(j.needs), "done": store.has(j.key)} for j in graph.jobs.values()]
+    jobs = [
+        {"key": j.key, "kind": j.kind, "title": j.title, "needs": list(j.needs), "done": store.has(j.key)}
+        for j in graph.jobs.values()
+    ]
     sizes: list[dict[str, Any]] = [_size(p) for p in graph.problems.values()]
     if json:
         print_json({"jobs": jobs, "problems": sizes})
         return
     print_table(
         ["problem", "parameters", "weights", "training memory", "training rows", "to forget"],
-        [[s["name"], f"{s['parameters']:,}", _mib(s["weight_bytes"]), _mib(s["training_bytes"]), f"{s['train']:,}", f"{s['forget']:,}"] for s in sizes],
+        [
+            [
+                s["name"],
+                f"{s['parameters']:,}",
+                _mib(s["weight_bytes"]),
+                _mib(s["training_bytes"]),
+                f"{s['train']:,}",
+                f"{s['forget']:,}",
+            ]
+            for s in sizes
+        ],
     )
     sys.stdout.write("\n")
     kinds = Counter(j["kind"] for j in jobs)
     done = Counter(j["kind"] for j in jobs if j["done"])
-    print_table(["job", "in all", "done", "to do"], [[k, str(n), str(done[k]), str(n - done[k])] for k, n in kinds.items()])
+    print_table(
+        ["job", "in all", "done", "to do"],
+        [[k, str(n), str(done[k]), str(n - done[k])] for k, n in kinds.items()],
+    )
 
 
 def _size(problem: Any) -> dict[str, Any]:
@@ -94,7 +124,13 @@ def _size(problem: Any) -> dict[str, Any]:
     parameters = sum(p.numel() for p in model.parameters())
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     counts = {"train": len(problem.train), "forget": len(problem.forget_rows)}
-    return {"name": problem.name, "parameters": parameters, "weight_bytes": weights, "training_bytes": 3 * weights, **counts}
+    return {
+        "name": problem.name,
+        "parameters": parameters,
+        "weight_bytes": weights,
+        "training_bytes": 3 * weights,
+        **counts,
+    }
 
 
 def _mib(n: int) -> str:

@@ -10,20 +10,32 @@ import typer
 from expunge.errors import BadInput
 from expunge.parameters import Parameters
 
-ProblemFile = Annotated[Path | None, typer.Option("--problem", help="YAML, TOML or JSON file with a problem; the options below override it.")]
-Benchmark = Annotated[str | None, typer.Option(help="A benchmark instead of your own data (expunge list benchmarks).")]
-Data = Annotated[str | None, typer.Option(help="Training data: hub id, Parquet, JSONL, CSV, image folder, IDX files.")]
+ProblemFile = Annotated[
+    Path | None,
+    typer.Option("--problem", help="YAML, TOML or JSON file with a problem; the options below override it."),
+]
+Benchmark = Annotated[
+    str | None, typer.Option(help="A benchmark instead of your own data (expunge list benchmarks).")
+]
+Data = Annotated[
+    str | None, typer.Option(help="Training data: hub id, Parquet, JSONL, CSV, image folder, IDX files.")
+]
 Forget = Annotated[
-    str | None, typer.Option(help="class=NAME, fraction=0.1, user:COLUMN=VALUE, 'where:age < 30', or a file of ids.")
+    str | None,
+    typer.Option(help="class=NAME, fraction=0.1, user:COLUMN=VALUE, 'where:age < 30', or a file of ids."),
 ]
 Family = Annotated[str | None, typer.Option(help="classifier or regressor (expunge list families).")]
-Holdout = Annotated[str | None, typer.Option(help="Data that was never trained on; membership inference needs it.")]
+Holdout = Annotated[
+    str | None, typer.Option(help="Data that was never trained on; membership inference needs it.")
+]
 Test = Annotated[str | None, typer.Option(help="Test data.")]
 Column = Annotated[str | None, typer.Option(help="Column of labels or target values.")]
 IdColumn = Annotated[str | None, typer.Option("--id", help="Column of example ids.")]
 GroupColumn = Annotated[str | None, typer.Option("--group", help="Column for breakdowns by group.")]
 Inputs = Annotated[str | None, typer.Option(help="Input columns, separated by commas.")]
-AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Read pickle checkpoints, which can run code.")]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read pickle checkpoints, which can run code.")
+]
 
 
 def problem_spec(file: Path | None, **given: Any) -> Any:
@@ -36,7 +48,9 @@ def problem_spec(file: Path | None, **given: Any) -> Any:
     if not content.get("benchmark") and not content.get("data"):
         raise BadInput("there is no data: give --data FILE, --benchmark NAME or --problem FILE")
     if not content.get("forget"):
-        raise BadInput("nothing is said to be forgotten: give --forget, such as --forget class=3 or --forget ids.txt")
+        raise BadInput(
+            "nothing is said to be forgotten: give --forget, such as --forget class=3 or --forget ids.txt"
+        )
     return ProblemSpec(**content)
 
 

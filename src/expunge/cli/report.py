@@ -14,7 +14,10 @@ from expunge.errors import BadInput
 
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    out: Annotated[Path | None, typer.Option(help="Folder to write report.html and report.json to; default: the run's own.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write report.html and report.json to; default: the run's own."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write report.html and report.json of a run from its records; no model is loaded."""

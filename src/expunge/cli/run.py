@@ -12,11 +12,15 @@ import typer
 from expunge.cli.output import Json, Set, failures, notice, print_json
 
 Runs = Annotated[Path, typer.Option(help="Folder of all runs; finished work in it is shared between them.")]
-Workers = Annotated[int | None, typer.Option(min=0, help="Worker processes; default: one per core. 0 runs in this process.")]
+Workers = Annotated[
+    int | None, typer.Option(min=0, help="Worker processes; default: one per core. 0 runs in this process.")
+]
 Display = Annotated[Literal["auto", "full", "plain", "none"], typer.Option(help="How progress is shown.")]
 
 
-def demo(runs: Runs = Path("runs"), workers: Workers = None, display: Display = "auto", json: Json = False) -> None:
+def demo(
+    runs: Runs = Path("runs"), workers: Workers = None, display: Display = "auto", json: Json = False
+) -> None:
     """Forget from real classifiers and regressors, and prove it, in about two minutes on two cores.
 
     Handwritten digits: a class and a random tenth. Diabetes patients: a random tenth. Three seeds, every method.
@@ -25,7 +29,12 @@ def demo(runs: Runs = Path("runs"), workers: Workers = None, display: Display = 
 
 
 def run(
-    study: Annotated[str, typer.Argument(help="YAML, TOML or JSON file, or the name of an embedded study (expunge list studies).")],
+    study: Annotated[
+        str,
+        typer.Argument(
+            help="YAML, TOML or JSON file, or the name of an embedded study (expunge list studies)."
+        ),
+    ],
     runs: Runs = Path("runs"),
     workers: Workers = None,
     display: Display = "auto",
@@ -36,7 +45,9 @@ def run(
     execute(study, runs, workers, display, set_ or [], json)
 
 
-def execute(study: str, runs: Path, workers: int | None, display: Display, assignments: list[str], json: bool) -> None:
+def execute(
+    study: str, runs: Path, workers: int | None, display: Display, assignments: list[str], json: bool
+) -> None:
     """Run a study and print its summary."""
     from expunge import api
     from expunge.cli.output import print_scores
@@ -44,14 +55,22 @@ def execute(study: str, runs: Path, workers: int | None, display: Display, assig
     # The command as given, so that the report can say how to get it again.
     command = "expunge " + shlex.join(sys.argv[1:])
     finished = api.run(
-        study, runs, workers=workers, display="none" if json else display, assignments=assignments, command=command, notice=notice
+        study,
+        runs,
+        workers=workers,
+        display="none" if json else display,
+        assignments=assignments,
+        command=command,
+        notice=notice,
     )
     if json:
         print_json(finished.scores)
     else:
         print_scores(finished.scores)
         outcome = finished.outcome
-        sys.stdout.write(f"{outcome.done} jobs computed, {outcome.cached} taken from earlier runs, {finished.seconds:.0f} s\n")
+        sys.stdout.write(
+            f"{outcome.done} jobs computed, {outcome.cached} taken from earlier runs, {finished.seconds:.0f} s\n"
+        )
         sys.stdout.write(f"report: {finished.folder / 'report.html'}\n")
     failed = failures(finished.scores.judged)
     if failed:

@@ -42,7 +42,9 @@ class Evidence:
     def __getitem__(self, quantity: str) -> np.ndarray:
         """One quantity: `[n]`, or `[n, d]` for vectors."""
         if quantity not in self.table.column_names:
-            raise BadInput(f"the evidence has no '{quantity}'{did_you_mean(quantity, self.table.column_names)}")
+            raise BadInput(
+                f"the evidence has no '{quantity}'{did_you_mean(quantity, self.table.column_names)}"
+            )
         column = self.table[quantity].combine_chunks()
         if pa.types.is_fixed_size_list(column.type):
             return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from expunge.methods.base import Method, Workplace
-from expunge.methods.objective import fit
+from expunge.methods.loop import fit
 from expunge.problem import Problem
 
 

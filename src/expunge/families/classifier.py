@@ -42,9 +42,13 @@ class Classifier(Family):
         "random-other": "uniform over the classes that are not the label",
     }
 
-    def __init__(self, inputs: Inputs, classes: Sequence[str] | int, target: str = "label", group: str | None = None) -> None:
+    def __init__(
+        self, inputs: Inputs, classes: Sequence[str] | int, target: str = "label", group: str | None = None
+    ) -> None:
         self.inputs = inputs
-        self.classes = [str(i) for i in range(classes)] if isinstance(classes, int) else [str(c) for c in classes]
+        self.classes = (
+            [str(i) for i in range(classes)] if isinstance(classes, int) else [str(c) for c in classes]
+        )
         self.target, self.group = target, group
         if len(self.classes) < 2:
             raise BadInput(f"a classifier needs two or more classes, got {len(self.classes)}")
@@ -62,13 +66,19 @@ class Classifier(Family):
     def restore(cls, description: dict[str, Any]) -> Classifier:
         """The inverse of `describe`."""
         return cls(
-            restore_inputs(description["inputs"]), description["classes"], description["target"], description["group"]
+            restore_inputs(description["inputs"]),
+            description["classes"],
+            description["target"],
+            description["group"],
         )
 
     def collate(self, rows: Rows) -> Batch:  # noqa: D102
         targets = torch.from_numpy(np.asarray(rows[self.target], dtype=np.int64)).reshape(-1, 1)
         return Batch(
-            [str(i) for i in rows["id"]], self.inputs.encode(rows), targets, torch.ones_like(targets, dtype=torch.bool)
+            [str(i) for i in rows["id"]],
+            self.inputs.encode(rows),
+            targets,
+            torch.ones_like(targets, dtype=torch.bool),
         )
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:  # noqa: D102
@@ -126,7 +136,9 @@ class Classifier(Family):
             elif quantity == "logp":
                 made[quantity] = logp
             else:
-                raise BadInput(f"classifier has no quantity '{quantity}'; known: {', '.join(self.quantities)}")
+                raise BadInput(
+                    f"classifier has no quantity '{quantity}'; known: {', '.join(self.quantities)}"
+                )
         return made
 
     def groups(self, dataset: Dataset) -> np.ndarray:
@@ -141,7 +153,9 @@ class Classifier(Family):
     def check(self, dataset: Dataset, name: str) -> None:  # noqa: D102
         self.inputs.check(dataset, name)
         if self.target not in dataset.column_names:
-            raise BadInput(f"{name} has no label column '{self.target}'; it has {', '.join(dataset.column_names)}")
+            raise BadInput(
+                f"{name} has no label column '{self.target}'; it has {', '.join(dataset.column_names)}"
+            )
         labels = list(dataset[self.target])
         for row, label in enumerate(labels):
             if not isinstance(label, (int, np.integer)) or not 0 <= label < len(self.classes):
@@ -160,8 +174,10 @@ def modified_entropy(logp: Tensor, target: Tensor, margin: Tensor) -> Tensor:
     p = logp.exp()
     # ln(1 - p_k) = log of the sum of the other probabilities; exact where 1 - p_k would round to 0.
     n = logp.shape[1]
-    off_diagonal = logp.unsqueeze(1).expand(-1, n, -1).masked_fill(
-        torch.eye(n, dtype=torch.bool, device=logp.device), -math.inf
+    off_diagonal = (
+        logp.unsqueeze(1)
+        .expand(-1, n, -1)
+        .masked_fill(torch.eye(n, dtype=torch.bool, device=logp.device), -math.inf)
     )
     log_rest = off_diagonal.logsumexp(-1)
     not_y = 1.0 - F.one_hot(target, n).to(logp)

@@ -66,14 +66,26 @@ class Regressor(Family):
 
     @classmethod
     def fit(
-        cls, inputs: Inputs, dataset: Dataset, target: str | Sequence[str], group: str | None = None, raw: bool = False
+        cls,
+        inputs: Inputs,
+        dataset: Dataset,
+        target: str | Sequence[str],
+        group: str | None = None,
+        raw: bool = False,
     ) -> Regressor:
         """Take center, scale and range from the targets in `dataset`."""
         names = [target] if isinstance(target, str) else list(target)
         values = np.column_stack([np.asarray(dataset[t], dtype=np.float64) for t in names])
         scale = np.where(values.std(0) > 0, values.std(0), 1.0)
         return cls(
-            inputs, names, values.mean(0).tolist(), scale.tolist(), values.min(0).tolist(), values.max(0).tolist(), group, raw
+            inputs,
+            names,
+            values.mean(0).tolist(),
+            scale.tolist(),
+            values.min(0).tolist(),
+            values.max(0).tolist(),
+            group,
+            raw,
         )
 
     def describe(self) -> dict[str, Any]:  # noqa: D102
@@ -104,7 +116,9 @@ class Regressor(Family):
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:  # noqa: D102
         values = call(model, batch.inputs).reshape(len(batch), 1, len(self.targets))
         if self.raw:
-            values = (values - torch.from_numpy(self.center).to(values)) / torch.from_numpy(self.scale).to(values)
+            values = (values - torch.from_numpy(self.center).to(values)) / torch.from_numpy(self.scale).to(
+                values
+            )
         return values
 
     def nll(self, outputs: Outputs, batch: Batch) -> Tensor:  # noqa: D102
@@ -164,11 +178,16 @@ class Regressor(Family):
         self.inputs.check(dataset, name)
         for column in self.targets:
             if column not in dataset.column_names:
-                raise BadInput(f"{name} has no target column '{column}'; it has {', '.join(dataset.column_names)}")
+                raise BadInput(
+                    f"{name} has no target column '{column}'; it has {', '.join(dataset.column_names)}"
+                )
             values = np.asarray([np.nan if v is None else v for v in dataset[column]], dtype=np.float64)
             bad = np.flatnonzero(~np.isfinite(values))
             if len(bad):
-                raise BadInput(f"{name} has {len(bad)} rows with NaN or infinity in '{column}' (first: id '{dataset['id'][int(bad[0])]}'); drop them")
+                raise BadInput(
+                    f"{name} has {len(bad)} rows with NaN or infinity in '{column}' "
+                    f"(first: id '{dataset['id'][int(bad[0])]}'); drop them"
+                )
 
 
 def _vector(value: float | Sequence[float], n: int) -> np.ndarray:

@@ -139,18 +139,15 @@ class Method(Parameters):
             produced = self.produce(problem, model, workplace)
         seconds = time.perf_counter() - started
         produced.eval()
-        before = dict(target.named_parameters())
-        changed = total = 0
         for name, parameter in produced.named_parameters():
             if not torch.isfinite(parameter).all():
                 raise ExpungeError(
                     f"method '{self.name}' produced NaN or infinite weights in '{name}'; lower its learning rate or epochs"
                 )
-            total += parameter.numel()
-            old = before.get(name)
-            same_shape = old is not None and old.shape == parameter.shape
-            changed += int((parameter.detach().cpu() != old.detach().cpu()).sum()) if same_shape else parameter.numel()  # pyright: ignore
-        cost = Cost(seconds, memory.bytes, meter.examples, meter.examples / len(problem.train), changed, total)
+        changed, total = changed_parameters(target, produced)
+        cost = Cost(
+            seconds, memory.bytes, meter.examples, meter.examples / len(problem.train), changed, total
+        )
         return Forgotten(produced, cost, workplace.log, workplace.notes)
 
     @abstractmethod
@@ -160,6 +157,20 @@ class Method(Parameters):
     def __repr__(self) -> str:
         given = ", ".join(f"{k}={getattr(self, k)!r}" for k in type(self).model_fields)
         return f"{type(self).__name__}({given})"
+
+
+def changed_parameters(before: nn.Module, after: nn.Module) -> tuple[int, int]:
+    """How many parameters have another value (or none to compare with), and how many there are."""
+    old = dict(before.named_parameters())
+    changed = total = 0
+    for name, parameter in after.named_parameters():
+        total += parameter.numel()
+        other = old.get(name)
+        if other is None or other.shape != parameter.shape:
+            changed += parameter.numel()
+        else:
+            changed += int((parameter.detach().cpu() != other.detach().cpu()).sum())
+    return changed, total
 
 
 class Edit(Method):

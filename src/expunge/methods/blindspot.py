@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from expunge.methods.base import Workplace
-from expunge.methods.objective import Frozen, Objective, Pass, State, Step, fit
+from expunge.methods.frozen import Frozen
+from expunge.methods.loop import fit
+from expunge.methods.objective import Objective, Pass, State, Step
 from expunge.parameters import param
 from expunge.problem import Problem, Training
 

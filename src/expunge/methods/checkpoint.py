@@ -28,7 +28,9 @@ class Checkpoints:
         """Whether it is time to save."""
         return self._file is not None and time.monotonic() - self._last >= EVERY_SECONDS
 
-    def save(self, position: tuple[int, int, int], model: nn.Module, optimizer: Any, kept: dict[str, Tensor]) -> None:
+    def save(
+        self, position: tuple[int, int, int], model: nn.Module, optimizer: Any, kept: dict[str, Tensor]
+    ) -> None:
         """Write everything needed to go on from `position` (epoch, pass, steps done in it)."""
         if self._file is None:
             return
@@ -43,7 +45,9 @@ class Checkpoints:
                 else:
                     scalars[f"{index}.{key}"] = value
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._file.with_name(f".{os.getpid()}.part")  # an orphan of a killed run may still write its own
+        temporary = self._file.with_name(
+            f".{os.getpid()}.part"
+        )  # an orphan of a killed run may still write its own
         save_file(tensors, temporary, {"position": json.dumps(position), "scalars": json.dumps(scalars)})
         temporary.replace(self._file)
         self._last = time.monotonic()
@@ -55,7 +59,9 @@ class Checkpoints:
         with safe_open(self._file, "pt") as reader:
             meta = reader.metadata()
             tensors = {k: reader.get_tensor(k) for k in reader.keys()}  # noqa: SIM118 (a reader is no dict)
-        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        model.load_state_dict(
+            {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        )
         kept.clear()
         kept.update({k.removeprefix("kept."): v for k, v in tensors.items() if k.startswith("kept.")})
         state: dict[int, dict[str, Any]] = {}

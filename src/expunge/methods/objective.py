@@ -1,7 +1,7 @@
-"""Objectives: methods that only write a loss, and the one loop that runs them all.
+"""Objectives: methods that only write a loss.
 
-The loop owns data order, accumulation, mixed precision, clipping, masks, checkpoints and logging. An objective says which
-passes it makes over the data and what its loss is on one step.
+An objective says which passes it makes over the data and what its loss is on one step; the shared loop
+(`expunge.methods.loop`) does the rest.
 """
 
 from __future__ import annotations
@@ -9,21 +9,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
 
-from expunge.errors import ExpungeError
-from expunge.families.base import Batch, Family, Outputs
+from expunge.families.base import Batch, Outputs
 from expunge.families.batches import Batches
-from expunge.families.models import clone
 from expunge.methods.base import Method, Workplace
-from expunge.methods.checkpoint import Checkpoints
+from expunge.methods.frozen import Frozen, Split
 from expunge.parameters import param
 from expunge.problem import Problem, Training
-
-Split = Literal["forget", "retain", "train"]
 
 
 @dataclass(frozen=True)
@@ -42,65 +38,6 @@ class Pass:
     """Share of the retain rows that a pass over `train` visits; the same rows in every epoch."""
 
 
-class Frozen:
-    """Outputs of a model that does not change, by split and row.
-
-    Precomputed, the outputs of every row are stored and the model is let go; live, it is kept and called in each step.
-    Both give the same numbers.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        family: Family,
-        sources: dict[Split, Batches],
-        splits: Sequence[Split],
-        hidden: Sequence[str] = (),
-        *,
-        precompute: bool,
-        batch_size: int = 256,
-    ) -> None:
-        self._family, self._hidden = family, tuple(hidden)
-        self._stored: dict[Split, Outputs] = {}
-        self._model: nn.Module | None = None
-        if not precompute:
-            self._model = clone(model).eval()
-            for parameter in self._model.parameters():
-                parameter.requires_grad_(False)
-            return
-        was_training = model.training
-        model.eval()
-        with torch.no_grad():
-            for split in splits:
-                self._stored[split] = self._collect(model, sources[split], batch_size)
-        model.train(was_training)
-
-    def _collect(self, model: nn.Module, batches: Batches, batch_size: int) -> Outputs:
-        # Filled in place: concatenating at the end would hold every output twice.
-        stored: Outputs | None = None
-        for rows, batch in batches.sequential(batch_size):
-            made = self._family.forward(model, batch, self._hidden)
-            if stored is None:
-                n = len(batches)
-                stored = Outputs(
-                    made.prediction.new_empty((n, *made.prediction.shape[1:])),
-                    {k: v.new_empty((n, *v.shape[1:])) for k, v in made.hidden.items()},
-                )
-            stored.prediction[rows] = made.prediction
-            for layer, value in made.hidden.items():
-                stored.hidden[layer][rows] = value
-        if stored is None:
-            raise ExpungeError("a frozen model was asked for the outputs of an empty data set")
-        return stored
-
-    def outputs(self, split: Split, rows: Tensor, batch: Batch) -> Outputs:
-        """Outputs for the given rows of `split`; `batch` holds the same rows."""
-        if self._model is None:
-            return self._stored[split].select(rows)
-        with torch.no_grad():
-            return self._family.forward(self._model, batch, self._hidden)
-
-
 @dataclass
 class State:
     """What an objective keeps during one run; the method object itself holds hyperparameters only."""
@@ -112,13 +49,17 @@ class State:
     kept: dict[str, Tensor] = field(default_factory=dict)
     """Tensors that must survive an interruption; saved with every checkpoint."""
 
-    def freeze(self, name: str, model: nn.Module, splits: Sequence[Split], hidden: Sequence[str] = ()) -> None:
+    def freeze(
+        self, name: str, model: nn.Module, splits: Sequence[Split], hidden: Sequence[str] = ()
+    ) -> None:
         """Register a frozen model whose outputs `Step.frozen(name, ...)` will give."""
         precompute = self.workplace.reference == "precompute"
-        self.frozen[name] = Frozen(model, self.problem.family, self.sources, splits, hidden, precompute=precompute)
+        self.frozen[name] = Frozen(
+            model, self.problem.family, self.sources, splits, hidden, precompute=precompute
+        )
 
 
-class _Drawn:
+class Drawn:
     """The rows of one optimizer step from one split."""
 
     def __init__(self, split: Split, rows: Tensor, batches: Batches) -> None:
@@ -135,7 +76,7 @@ class Step:
     """
 
     def __init__(
-        self, model: nn.Module, state: State, drawn: dict[Split, _Drawn], piece: dict[Split, Tensor], share: float,
+        self, model: nn.Module, state: State, drawn: dict[Split, Drawn], piece: dict[Split, Tensor], share: float,
         phase: str, epoch: int, progress: float, generator: torch.Generator,
     ) -> None:  # fmt: skip
         self.model, self.state, self.phase, self.epoch, self.progress = model, state, phase, epoch, progress
@@ -218,9 +159,13 @@ class Objective(Method, Training):
     clip: float | None = param(None, "largest gradient norm; None means unlimited", source="ours", gt=0)
     shuffle: bool = param(True, "visit rows in a new random order in every epoch", source="customary")
     batchnorm: Literal["update", "freeze"] = param(
-        "update", "what batch-norm statistics do during the run", source="reference codes leave models in train mode"
+        "update",
+        "what batch-norm statistics do during the run",
+        source="reference codes leave models in train mode",
     )
-    precision: Literal["no", "bf16", "fp16"] = param("no", "mixed precision of the forward pass", source="ours")
+    precision: Literal["no", "bf16", "fp16"] = param(
+        "no", "mixed precision of the forward pass", source="ours"
+    )
 
     def passes(self, epoch: int) -> Sequence[Pass]:
         """The passes of epoch `epoch` (from 0)."""
@@ -262,215 +207,8 @@ class Objective(Method, Training):
 
     @final
     def produce(self, problem: Problem, model: nn.Module, workplace: Workplace) -> nn.Module:  # noqa: D102
-        return run(self, problem, model, workplace)
-
-
-def run(objective: Objective, problem: Problem, model: nn.Module, workplace: Workplace) -> nn.Module:
-    """Run `objective` on `model` in place and return it."""
-    loop = _Loop(objective, problem, model, workplace)
-    return loop.run()
-
-
-class _Loop:
-    def __init__(self, objective: Objective, problem: Problem, model: nn.Module, workplace: Workplace) -> None:
-        self.objective, self.problem, self.model, self.workplace = objective, problem, model, workplace
-        self.plan = [objective.passes(epoch) for epoch in range(objective.epochs)]
-        splits: set[Split] = {s for passes in self.plan for p in passes for s in (p.over, p.paired) if s is not None}
-        splits |= set(objective.reference_on)
-        self.sources: dict[Split, Batches] = {s: workplace.batches(problem, s) for s in sorted(splits)}
-        self.state = State(problem, self.sources, workplace)
-        self.total_steps = sum(self._n_steps(p) for passes in self.plan for p in passes)
-        self.done_steps = 0
-
-    def run(self) -> nn.Module:
-        objective, model = self.objective, self.model
-        if objective.reference_on:
-            self.state.freeze("reference", model, objective.reference_on, objective.reference_hidden(problem=self.problem, model=model))
-        objective.prepare(self.problem, model, self.state)
-        mask = objective.mask(self.problem, model, self.state)
-        if objective.epochs == 0:
-            return self._finished()
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
-
-        # The precision is process-wide state in accelerate; every run sets its own.
-        if AcceleratorState._shared_state and AcceleratorState().mixed_precision != objective.precision:
-            AcceleratorState._reset_state()
-        accelerator = Accelerator(cpu=self.workplace.device == "cpu", mixed_precision=objective.precision)
-        trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        held = _Held(trainable, mask)
-        optimizer = make_optimizer(objective, [p for _, p in trainable])
-        checkpoints = Checkpoints(self.workplace.checkpoint)
-        position = checkpoints.load(model, optimizer, self.state.kept)
-        wrapped, optimizer = accelerator.prepare(model, optimizer)
-
-        for epoch, passes in enumerate(self.plan):
-            for index, traversal in enumerate(passes):
-                if (epoch, index) < position[:2]:
-                    self.done_steps += self._n_steps(traversal)
-                    continue
-                skip = position[2] if (epoch, index) == position[:2] else 0
-                self._train_mode(wrapped)
-                for number, steps in enumerate(self._steps(wrapped, traversal, epoch, index)):
-                    self.done_steps += 1
-                    if number < skip:
-                        continue
-                    lr = objective.learning_rate(epoch, (self.done_steps - 1) / self.total_steps)
-                    for group in optimizer.param_groups:
-                        group["lr"] = lr
-                    terms: dict[str, Tensor] = {}
-                    for step in steps():
-                        parts = objective.loss(step)
-                        accelerator.backward(torch.stack(list(parts.values())).sum() if len(parts) > 1 else next(iter(parts.values())))
-                        for name, value in parts.items():
-                            terms[name] = terms.get(name, 0) + value.detach()  # pyright: ignore
-                    held.mask_gradients()
-                    if objective.clip is not None:
-                        accelerator.clip_grad_norm_(wrapped.parameters(), objective.clip)
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
-                    held.restore()
-                    with torch.no_grad():
-                        objective.after_step(model, self.state, self.done_steps / self.total_steps)
-                    self._log(epoch, traversal, terms, lr)
-                    if checkpoints.due():
-                        checkpoints.save((epoch, index, number + 1), model, optimizer, self.state.kept)
-            if epoch >= position[0]:
-                with torch.no_grad():
-                    model.eval()
-                    objective.after_epoch(model, self.state, epoch)
-        accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-        self._flush_log()
-        checkpoints.clear()
-        return self._finished()
-
-    def _finished(self) -> nn.Module:
-        with torch.no_grad():
-            self.model.eval()
-            self.objective.finish(self.problem, self.model, self.state)
-        return self.model
-
-    def _train_mode(self, model: nn.Module) -> None:
-        model.train()
-        if self.objective.batchnorm == "freeze":
-            for module in model.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-
-    def _size(self, traversal: Pass) -> int:
-        return traversal.batch_size or self.objective.batch_size
-
-    def _n_visited(self, traversal: Pass) -> int:
-        n = len(self.sources[traversal.over])
-        if traversal.over == "train" and traversal.retain_fraction < 1.0:
-            n_forget = len(self.problem.forget_rows)
-            n = n_forget + round((n - n_forget) * traversal.retain_fraction)
-        return n
-
-    def _n_steps(self, traversal: Pass) -> int:
-        return -(-self._n_visited(traversal) // self._size(traversal))
-
-    def _visits(self, traversal: Pass, epoch: int, index: int) -> Tensor:
-        """Row numbers in the order of visit."""
-        n, generator = self._n_visited(traversal), self.workplace.generator(1, epoch, index)
-        order = self.objective.order(traversal.over, n, epoch, generator)
-        if traversal.over != "train":
-            return order
-        retain = torch.from_numpy(self.problem.retain_rows)
-        if traversal.retain_fraction < 1.0:
-            chosen = torch.randperm(len(retain), generator=self.workplace.generator(2))[: n - len(self.problem.forget_rows)]
-            retain = retain[chosen]
-        return torch.cat([torch.from_numpy(self.problem.forget_rows), retain])[order]
-
-    def _steps(self, model: nn.Module, traversal: Pass, epoch: int, index: int) -> Any:
-        """One callable per optimizer step, which yields its micro-steps."""
-        size = self._size(traversal)
-        chunks = self._visits(traversal, epoch, index).split(size)
-        companions = self._companions(traversal, epoch, index)
-        for number, rows in enumerate(chunks):
-            picked: dict[Split, Tensor] = {traversal.over: rows}
-            if traversal.paired is not None:
-                picked[traversal.paired] = next(companions)
-
-            def micro(picked: dict[Split, Tensor] = picked, number: int = number) -> Any:
-                drawn = {s: _Drawn(s, r, self.sources[s]) for s, r in picked.items()}
-                largest = max(len(d.rows) for d in drawn.values())
-                pieces = -(-largest // (self.objective.micro_batch_size or largest))
-                progress = (self.done_steps - 1) / self.total_steps
-                generator = self.workplace.generator(3, epoch, index, number)
-                for k in range(pieces):
-                    piece = {s: torch.arange(len(d.rows)).tensor_split(pieces)[k] for s, d in drawn.items()}
-                    yield Step(
-                        model, self.state, drawn, piece, 1.0 / pieces, traversal.name or traversal.over, epoch, progress,
-                        generator,
-                    )  # fmt: skip
-
-            yield micro
-
-    def _companions(self, traversal: Pass, epoch: int, index: int) -> Any:
-        """Batches of the paired split, cycled, in a new order each time round."""
-        if traversal.paired is None:
-            return
-        n, turn = len(self.sources[traversal.paired]), 0
-        while True:
-            generator = self.workplace.generator(4, epoch, index, turn)
-            yield from self.objective.order(traversal.paired, n, epoch, generator).split(self._size(traversal))
-            turn += 1
-
-    def _log(self, epoch: int, traversal: Pass, terms: dict[str, Tensor], lr: float) -> None:
-        entry = {"step": self.done_steps, "of": self.total_steps, "epoch": epoch, "phase": traversal.name or traversal.over, "lr": lr}
-        self.workplace.log.append({**entry, **terms})
-        if self.workplace.on_step is not None:
-            self.workplace.on_step(entry)
-
-    def _flush_log(self) -> None:
-        # Tensors become numbers once, at the end: a read in every step would wait for the device.
-        for entry in self.workplace.log:
-            for key, value in entry.items():
-                if isinstance(value, Tensor):
-                    entry[key] = value.item()
-
-
-class _Held:
-    """Keeps masked-out weights bitwise where they were, against momentum and weight decay too."""
-
-    def __init__(self, parameters: list[tuple[str, nn.Parameter]], mask: dict[str, Tensor] | None) -> None:
-        self._held = (
-            [] if mask is None else [(p, mask[n].to(p.device), p.detach().clone()) for n, p in parameters if n in mask]
+        from expunge.methods.loop import (
+            Loop,  # the loop knows objectives; importing it above would be a circle
         )
 
-    def mask_gradients(self) -> None:
-        for parameter, mask, _ in self._held:
-            if parameter.grad is not None:
-                parameter.grad.mul_(mask)
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        for parameter, mask, original in self._held:
-            parameter.copy_(torch.where(mask, parameter, original))
-
-
-def make_optimizer(training: Training, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer that `training` names. Weight decay is L2 for sgd and adam, decoupled for adamw."""
-    if training.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=training.lr, momentum=training.momentum, weight_decay=training.weight_decay)
-    cls = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
-    return cls(parameters, lr=training.lr, weight_decay=training.weight_decay)
-
-
-class Fit(Objective):
-    """Plain training by maximum likelihood; how targets, retrained models and fresh teachers are made."""
-
-    over: Split = param("train", "rows to train on", source="ours")
-
-    def passes(self, epoch: int) -> Sequence[Pass]:  # noqa: D102
-        return [Pass(self.over)]
-
-    def loss(self, step: Step) -> dict[str, Tensor]:  # noqa: D102
-        return {"nll": step.mean(self.over, step.family.nll(step.outputs(self.over), step.batch(self.over)))}
-
-
-def fit(problem: Problem, model: nn.Module, over: Split, recipe: Training, workplace: Workplace) -> nn.Module:
-    """Train `model` on the rows `over` by `recipe`, in place."""
-    values = {k: getattr(recipe, k) for k in Training.model_fields}
-    return run(Fit(over=over, **values), problem, model, workplace)
+        return Loop(self, problem, model, workplace).run()

@@ -7,7 +7,7 @@ from torch import nn
 
 from expunge.families.models import clone
 from expunge.methods.base import Edit, Workplace
-from expunge.methods.objective import fit
+from expunge.methods.loop import fit
 from expunge.parameters import param
 from expunge.problem import Problem, Training
 

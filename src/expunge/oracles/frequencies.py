@@ -55,7 +55,10 @@ class FrequencyWorld:
         """The problem with its target solved exactly."""
         names = [f"c{j}" for j in range(len(self.counts))]
         forget = tuple(
-            f"{cell}-{label}-{i}" for cell, row in enumerate(self.forgotten) for label, n in enumerate(row) for i in range(n)
+            f"{cell}-{label}-{i}"
+            for cell, row in enumerate(self.forgotten)
+            for label, n in enumerate(row)
+            for i in range(n)
         )
         problem = Problem(
             "frequencies", Classifier(Table(names), len(self.counts[0])), self.dataset, forget,

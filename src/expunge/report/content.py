@@ -11,8 +11,10 @@ from pydantic import Field
 from expunge.methods.base import METHODS
 from expunge.metrics import METRICS
 from expunge.record import Judged, Record, ScoreFile, Verdict
+from expunge.report.findings import Outcome, outcome, ranked
 from expunge.report.statements import GLOSSARY, claim, listed, split_name, untested
 from expunge.report.tables import (
+    COMPOSITES,
     COSTS,
     Column,
     Role,
@@ -21,15 +23,24 @@ from expunge.report.tables import (
     build_table,
     by_label,
     columns_of,
-    describe,
     role_of,
-    spread,
+    title_of,
 )
 
-REPORT_SCHEMA_VERSION = 1
+REPORT_SCHEMA_VERSION = 2
 
-MAIN = ("accuracy", "mae", "kl-to-retrained", "prediction-distance", "average-gap")
-"""Metrics of the first table, in this order; the others follow in a second one."""
+MAIN = (
+    *(("accuracy", split) for split in ("forget", "retain", "test")),
+    *(("mae", split) for split in ("forget", "retain", "test")),
+    ("mia-loss-logistic", "forget"),
+    ("kl-to-retrained", "forget"),
+    ("prediction-distance", "forget"),
+    ("zrf", "forget"),
+    ("ece", "test"),
+    ("r2", "test"),
+    ("average-gap", "run"),
+)
+"""Columns of the main table, in this order; the others follow in further ones."""
 
 _SPLIT_ORDER = ("forget", "retain", "test", "holdout")
 
@@ -63,8 +74,9 @@ class Procedure(Record):
     method: str
     role: Role
     seeds: list[int]
-    passed: dict[str, Any]
-    effective: dict[str, Any]
+    passed: dict[str, Any] = Field(description="parameters as passed")
+    changed: dict[str, Any] = Field(description="those passed parameters that differ from the method's defaults")
+    effective: dict[str, Any] = Field(description="all parameters in effect")
     paper: str = ""
     notes: list[str] = Field(
         default_factory=list, description="what the method reported, once per distinct note"
@@ -73,12 +85,14 @@ class Procedure(Record):
 
 
 class Failure(Record):
-    """Something that gave no number."""
+    """A reason why there is no number, with everything it took away."""
 
-    what: str = Field(description="'Run', or the metric and split")
     status: str
     reason: str
-    models: list[str] = Field(description="labels, with the seeds where not all of them are concerned")
+    what: list[str] = Field(description="'Run', or metric and split")
+    models: list[str] = Field(
+        description="labels, with the seeds where not all of them are concerned; 'all models'"
+    )
 
 
 class Untested(Record):
@@ -86,6 +100,7 @@ class Untested(Record):
 
     title: str
     why: str
+    problems: list[str] = Field(description="names of the problems that it was not tested on")
 
 
 class ProblemSection(Record):
@@ -96,6 +111,7 @@ class ProblemSection(Record):
     scope: str
     family: str
     claim: str
+    outcome: Outcome
     counts: dict[str, int] = Field(description="examples by split")
     digests: dict[str, str] = Field(
         description="fingerprints of the forget set's ids and of the training data"
@@ -103,29 +119,40 @@ class ProblemSection(Record):
     source: dict[str, Any] = Field(default_factory=dict)
     verdicts: list[Verdict]
     procedures: list[Procedure]
-    references: list[Spread] = Field(description="the retrained models' values and spread, by metric")
     results: Table
     further: Table
     attacks: Table
     costs: Table
     failures: list[Failure]
-    untested: list[Untested]
 
     @property
     def tables(self) -> list[Table]:
         """All tables."""
         return [self.results, self.further, self.attacks, self.costs]
 
+    @property
+    def labels(self) -> list[tuple[str, Role]]:
+        """Label and role of every row, in the order of the tables."""
+        return [(step.label, step.role) for step in self.procedures]
+
+    @property
+    def references(self) -> list[tuple[Column, Spread]]:
+        """Every column that the retrained models have values of, with their spread."""
+        columns = {c.key: c for table in self.tables for c in table.columns}
+        return [(c, c.retrained) for c in columns.values() if c.retrained is not None]
+
     def column(self, metric: str, split: str) -> Column | None:
         """A column of whichever table has it."""
-        found = [t.columns[i] for t in self.tables if (i := t.find(metric, split)) is not None]
-        return found[0] if found else None
+        return next((c for table in self.tables for c in table.columns if c.key == (metric, split)), None)
 
-    def spread(self, metric: str, split: str) -> Spread | None:
-        """The retrained models' values of a metric."""
-        return next(
-            (s for s in self.references if (s.column.metric, s.column.split) == (metric, split)), None
-        )
+
+class Measure(Record):
+    """What a metric of this report means."""
+
+    name: str
+    title: str
+    definition: str
+    threat: str = Field(default="", description="what the attacker sees, where it is an attacker's success")
 
 
 class Definition(Record):
@@ -148,13 +175,16 @@ class Report(Record):
     command: str
     passed: str
     effective: str
+    untested: list[Untested]
+    measures: list[Measure]
     glossary: list[Definition]
-    sources: list[Definition] = Field(description="where methods and metrics were published")
+    sources: list[Definition] = Field(description="publications, with the methods and metrics taken from each")
 
 
 def compose(given: ReportInput) -> Report:
     """Arrange what was measured; nothing is measured or judged here."""
     scores = given.scores
+    metrics = list(dict.fromkeys(s.metric for m in scores.judged for s in m.scores))
     return Report(
         name=scores.name,
         created=str(scores.environment.get("created", "")),
@@ -164,51 +194,56 @@ def compose(given: ReportInput) -> Report:
         command=given.command,
         passed=given.passed,
         effective=given.effective,
+        untested=_untested(scores),
+        measures=[_measure(name) for name in metrics],
         glossary=[Definition(term=t.term, meaning=t.meaning) for t in GLOSSARY],
-        sources=_sources(scores.judged),
+        sources=_sources(list(dict.fromkeys(m.method for m in scores.judged)), metrics),
     )
 
 
 def _section(card: Mapping[str, Any], scores: ScoreFile) -> ProblemSection:
     name = card["name"]
-    judged = [m for m in scores.judged if m.problem == name]
     verdicts = [v for v in scores.verdicts if v.problem == name]
+    judged = ranked([m for m in scores.judged if m.problem == name], verdicts)
+    # Methods that gave nothing at all stand in the main table with their reason, and nowhere else.
+    ran = {m.label for m in judged if m.status == "ok"}
+    measured = [m for m in judged if m.label in ran]
     columns = columns_of(judged)
-    ordinary = [c for c, attack in columns.values() if not attack and not _is_cost(c)]
-    main = sorted(
-        (c for c in ordinary if c.metric in MAIN), key=lambda c: (MAIN.index(c.metric), *_split_rank(c.split))
-    )
-    further = [c for c in ordinary if c.metric not in MAIN]
+    main = [columns[key][0] for key in MAIN if key in columns]
+    others = [(c, attack) for key, (c, attack) in columns.items() if key not in MAIN]
+    costs = [c for c, attack in others if not attack and _is_cost(c)]
+    further = [c for c, attack in others if not attack and not _is_cost(c)]
     attacks = [c for c, attack in columns.values() if attack]
-    references = [s for c in [*main, *further, *attacks] if (s := spread(judged, c)) is not None]
     done = [m for m in judged if role_of(m) == "unlearned" and m.status == "ok"]
-    labels = {m.label for m in done}
-    retrained = max((len(s.values) for s in references), default=0)
+    methods = {m.label for m in judged if role_of(m) == "unlearned"}
+    tested = [v for v in verdicts if v.label in methods]
+    retrained = max((len(c.retrained.values) for c, _ in columns.values() if c.retrained), default=0)
     return ProblemSection(
         name=name,
         fingerprint=card.get("fingerprint", ""),
         scope=card.get("scope", ""),
         family=card.get("family", ""),
-        claim=claim(len(labels), len(done), retrained, [v for v in verdicts if v.label in labels]),
+        claim=claim(len({m.label for m in done}), len(done), retrained, tested),
+        outcome=outcome([label for label in by_label(judged) if label in methods], tested),
         counts=card.get("counts", {}),
         digests={k: card[k] for k in ("forget_digest", "train_digest") if k in card},
         source=card.get("source", {}),
         verdicts=verdicts,
         procedures=[_procedure(label, models) for label, models in by_label(judged).items()],
-        references=references,
         results=build_table(judged, main),
-        further=build_table(judged, further),
-        attacks=build_table(judged, attacks),
-        costs=build_table(judged, [c for c, attack in columns.values() if not attack and _is_cost(c)]),
+        further=build_table(measured, sorted(further, key=_by_metric)),
+        attacks=build_table(measured, sorted(attacks, key=lambda c: _split_rank(c.split))),
+        costs=build_table(measured, costs),
         failures=_failures(judged),
-        untested=[
-            Untested(title=t, why=w) for t, w in untested({m for m, _ in columns}, card.get("family", ""))
-        ],
     )
 
 
 def _is_cost(column: Column) -> bool:
     return column.split == "run" and column.metric in COSTS
+
+
+def _by_metric(column: Column) -> tuple[str, tuple[int, str]]:
+    return column.metric, _split_rank(column.split)
 
 
 def _split_rank(split: str) -> tuple[int, str]:
@@ -217,52 +252,80 @@ def _split_rank(split: str) -> tuple[int, str]:
 
 def _procedure(label: str, models: Sequence[Judged]) -> Procedure:
     first = models[0]
+    method = METHODS[first.method] if first.method in METHODS else None
+    fields = method.model_fields if method is not None else {}
     return Procedure(
         label=label,
         method=first.method,
         role=role_of(first),
         seeds=[m.seed for m in models],
         passed=first.passed,
+        changed={k: v for k, v in first.passed.items() if k not in fields or fields[k].default != v},
         effective=first.effective,
-        paper=METHODS[first.method].paper if first.method in METHODS else "",
+        paper=method.paper if method is not None else "",
         notes=list(dict.fromkeys(note for m in models for note in m.notes)),
         model_ids=[m.model_id for m in models if m.model_id],
     )
 
 
 def _failures(judged: Sequence[Judged]) -> list[Failure]:
-    seeds: dict[tuple[str, str, str], dict[str, list[int]]] = {}
+    """What gave no number, gathered by reason."""
+    found: dict[tuple[str, str], tuple[dict[str, None], dict[str, dict[int, None]]]] = {}
 
     def note(model: Judged, what: str, status: str, reason: str) -> None:
-        seeds.setdefault((what, status.replace("_", " "), reason), {}).setdefault(model.label, []).append(
-            model.seed
-        )
+        whats, labels = found.setdefault((status.replace("_", " "), reason), ({}, {}))
+        whats[what] = None
+        labels.setdefault(model.label, {})[model.seed] = None
 
     for model in judged:
         if model.status != "ok":
             note(model, "Run", model.status, model.reason)
         for score in model.scores:
             if score.status != "ok":
-                note(model, f"{describe(score).title}, {split_name(score.split)}", score.status, score.reason)
-    totals = {label: len(models) for label, models in by_label(judged).items()}
+                what = f"{title_of(score.metric)}, {split_name(score.split)}"
+                note(model, what, score.status, score.reason)
+    seeds = {label: {m.seed for m in models} for label, models in by_label(judged).items()}
+    ran = {(m.label, m.seed) for m in judged if m.status == "ok"}
+
+    def models(by: dict[str, dict[int, None]]) -> list[str]:
+        if len(by) > 1 and {(label, seed) for label, some in by.items() for seed in some} >= ran:
+            return ["all models"]
+        return [
+            label if set(some) == seeds[label] else f"{label} (seed {listed([str(s) for s in some])})"
+            for label, some in by.items()
+        ]
+
     return [
-        Failure(
-            what=what,
-            status=status,
-            reason=reason,
-            models=[
-                label if len(found) == totals[label] else f"{label} (seed {listed([str(s) for s in found])})"
-                for label, found in by.items()
-            ],
-        )
-        for (what, status, reason), by in seeds.items()
+        Failure(status=status, reason=reason, what=list(whats), models=models(by))
+        for (status, reason), (whats, by) in found.items()
     ]
 
 
-def _sources(judged: Sequence[Judged]) -> list[Definition]:
-    methods = dict.fromkeys(m.method for m in judged if m.method in METHODS)
-    metrics = dict.fromkeys(s.metric for m in judged for s in m.scores if s.metric in METRICS)
-    found = [Definition(term=name, meaning=METHODS[name].paper) for name in methods if METHODS[name].paper]
-    return found + [
-        Definition(term=METRICS[n].title, meaning=METRICS[n].source) for n in metrics if METRICS[n].source
-    ]
+def _untested(scores: ScoreFile) -> list[Untested]:
+    """Everything known minus what ran, with the problems that each is missing from."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for card in scores.problems:
+        measured = {s.metric for m in scores.judged if m.problem == card["name"] for s in m.scores}
+        for gap in untested(measured, card.get("family", "")):
+            found.setdefault(gap, []).append(card["name"])
+    return [Untested(title=title, why=why, problems=names) for (title, why), names in found.items()]
+
+
+def _measure(name: str) -> Measure:
+    definition, threat = "", ""
+    if name in METRICS:
+        definition, threat = METRICS[name].definition, METRICS[name].attack
+    elif name in COSTS or name in COMPOSITES:
+        definition = (COSTS | COMPOSITES)[name][1]
+    return Measure(name=name, title=title_of(name), definition=" ".join(definition.split()), threat=threat)
+
+
+def _sources(methods: Sequence[str], metrics: Sequence[str]) -> list[Definition]:
+    papers: dict[str, list[str]] = {}
+    for name in methods:
+        if name in METHODS and METHODS[name].paper:
+            papers.setdefault(METHODS[name].paper, []).append(name)
+    for name in metrics:
+        if name in METRICS and METRICS[name].source:
+            papers.setdefault(METRICS[name].source, []).append(METRICS[name].title)
+    return [Definition(term=paper, meaning=listed(names)) for paper, names in papers.items()]

@@ -42,6 +42,9 @@ DARK = {
     "series-8": "#c3a283",
 }
 SERIES = ("target", "retrained", "unlearned", "series-4", "series-5", "series-6", "series-7", "series-8")
+SHAPES = ("diamond", "square", "circle", "triangle-up", "triangle-down", "cross", "triangle-right")
+CYCLES = 5
+"""How often the methods' colors and shapes are gone through."""
 VARIABLES = {name: f"var(--{name})" for name in LIGHT}
 """Colors as CSS custom properties: a chart drawn as SVG then follows the page into dark mode and print."""
 
@@ -61,7 +64,9 @@ def css() -> str:
 def theme(colors: Mapping[str, str] = LIGHT) -> dict[str, Any]:
     """Vega-Lite configuration for the charts, from `LIGHT`, `DARK`, or `VARIABLES` on a page that has them.
 
-    The range `ordinal` holds the roles (target, retrained, unlearned); `category` starts with them.
+    The range `ordinal` holds the roles (target, retrained, unlearned). In `category` and `symbol` the first two
+    are the target's and the retrained models' own; methods share the others, six colors and five shapes, so that
+    thirty methods differ in one or the other.
     """
     font = 'system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
     text = {
@@ -98,17 +103,9 @@ def theme(colors: Mapping[str, str] = LIGHT) -> dict[str, Any]:
         "header": {**text, "labelColor": colors["ink"], "title": None, "labelFontWeight": 500},
         "text": {"fill": colors["ink"], "fontSize": 12},
         "range": {
-            "category": [colors[name] for name in SERIES],
+            "category": [colors[name] for name in (*SERIES[:2], *SERIES[2:] * CYCLES)],
             "ordinal": [colors[name] for name in SERIES[:3]],
-            "symbol": [
-                "diamond",
-                "square",
-                "circle",
-                "triangle-up",
-                "triangle-down",
-                "cross",
-                "triangle-right",
-            ],
+            "symbol": [*SHAPES[:2], *SHAPES[2:] * CYCLES],
         },
         "style": {
             "reference": {

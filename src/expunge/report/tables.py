@@ -16,6 +16,8 @@ from expunge.stats.intervals import t_interval
 
 Role = Literal["target", "retrained", "unlearned"]
 CellStatus = Status | Literal["not measured"]
+Key = tuple[str, str]
+"""Metric and split."""
 
 COSTS = {
     "seconds": ("Wall time", "Wall time of the method itself; loading is excluded."),
@@ -48,6 +50,18 @@ COMPOSITES = {
 """Title and definition of numbers made of other scores."""
 
 
+class Spread(Record):
+    """How far the retrained models lie from one another in one metric: the yardstick of every gap."""
+
+    values: list[float]
+    mean: float
+    low: float
+    high: float
+    deviation: float | None = Field(
+        default=None, description="standard deviation (n - 1); None with fewer than two models"
+    )
+
+
 class Column(Record):
     """What a column shows."""
 
@@ -56,23 +70,30 @@ class Column(Record):
     title: str
     unit: str
     direction: Direction
-    definition: str = ""
-    threat: str = Field(
-        default="", description="what the attacker sees, where the column is an attacker's success"
-    )
     low: float | None = Field(
         default=None, description="smallest possible value; None where there is no bound or it is unknown"
     )
     high: float | None = Field(default=None, description="largest possible value")
+    retrained: Spread | None = Field(default=None, description="None where nothing was retrained")
+
+    @property
+    def key(self) -> Key:
+        """What identifies the column."""
+        return self.metric, self.split
 
 
 class Cell(Record):
-    """One method's value: the mean over seeds, or the reason why there is none."""
+    """One method's value: the mean over seeds, or the reason why there is none.
+
+    What only charts read is left out of report.json; scores.json has it.
+    """
 
     status: CellStatus
     value: float | None = Field(default=None, description="mean over the seeds that have a value")
-    values: list[float] = Field(default_factory=list, description="one per seed that has a value")
-    seeds: list[int] = Field(default_factory=list, description="the seed of each value")
+    values: list[float] = Field(
+        default_factory=list, exclude=True, description="one per seed that has a value"
+    )
+    seeds: list[int] = Field(default_factory=list, exclude=True, description="the seed of each value")
     n: int | None = Field(default=None, description="examples that each value rests on")
     interval: Interval | None = Field(
         default=None, description="95 % interval of the mean over seeds; of one seed: over examples"
@@ -81,7 +102,9 @@ class Cell(Record):
     distance: float | None = Field(
         default=None, ge=0, le=1, description="size of the gap; 1 = largest gap of the column"
     )
-    groups: dict[str, float] = Field(default_factory=dict, description="mean over seeds per class or group")
+    groups: dict[str, float] = Field(
+        default_factory=dict, exclude=True, description="mean over seeds per class or group"
+    )
     notes: list[int] = Field(default_factory=list, description="numbers of the table's notes, from 1")
 
 
@@ -103,20 +126,19 @@ class Table(Record):
         default_factory=list, description="reasons of missing values, referred to by number"
     )
 
+    missing: list[Column] = Field(
+        default_factory=list, description="columns left out because no model has a value"
+    )
+
     def find(self, metric: str, split: str) -> int | None:
         """Position of a column, where the table has it."""
-        return next((i for i, c in enumerate(self.columns) if (c.metric, c.split) == (metric, split)), None)
+        return next((i for i, c in enumerate(self.columns) if c.key == (metric, split)), None)
 
-
-class Spread(Record):
-    """How far the retrained models lie from one another in one metric: the yardstick of every gap."""
-
-    column: Column
-    values: list[float]
-    mean: float
-    low: float
-    high: float
-    deviation: float | None = Field(description="standard deviation (n - 1); None with fewer than two models")
+    def only(self, kept: Sequence[Column]) -> Table:
+        """The same rows with some of the columns."""
+        places = [self.columns.index(column) for column in kept]
+        rows = [row.model_copy(update={"cells": [row.cells[i] for i in places]}) for row in self.rows]
+        return self.model_copy(update={"columns": list(kept), "rows": rows, "missing": []})
 
 
 def role_of(judged: Judged) -> Role:
@@ -124,83 +146,86 @@ def role_of(judged: Judged) -> Role:
     return {"target": "target", "retrain": "retrained"}.get(judged.method, "unlearned")  # pyright: ignore[reportReturnType]
 
 
-def describe(score: Score) -> Column:
-    """The column a score belongs to, titled and defined as its metric declares."""
-    title, definition, threat, low, high = score.metric, "", "", None, None
-    if score.metric in COSTS or score.metric in COMPOSITES:
-        title, definition = (COSTS | COMPOSITES)[score.metric]
-    elif score.metric in METRICS:
-        metric = METRICS[score.metric]
-        title, definition, threat = metric.title, metric.definition, metric.attack
-        low, high = finite(metric.low), finite(metric.high)
+def title_of(metric: str) -> str:
+    """How the report calls a metric."""
+    if metric in COSTS or metric in COMPOSITES:
+        return (COSTS | COMPOSITES)[metric][0]
+    return METRICS[metric].title if metric in METRICS else metric
+
+
+def columns_of(judged: Sequence[Judged]) -> dict[Key, tuple[Column, bool]]:
+    """Every (metric, split) that occurs, in order of appearance: its column and whether it is an attack."""
+    found: dict[Key, Score] = {}
+    for model in judged:
+        for score in model.scores:
+            found.setdefault((score.metric, score.split), score)
+    return {key: (_column(score, judged), score.attack) for key, score in found.items()}
+
+
+def _column(score: Score, judged: Sequence[Judged]) -> Column:
+    declared = METRICS[score.metric] if score.metric in METRICS else None
     return Column(
         metric=score.metric,
         split=score.split,
-        title=title,
+        title=title_of(score.metric),
         unit=score.unit,
         direction=score.direction,
-        definition=" ".join(definition.split()),
-        threat=threat,
-        low=low,
-        high=high,
+        low=finite(declared.low) if declared else None,
+        high=finite(declared.high) if declared else None,
+        retrained=_spread(judged, score.metric, score.split),
     )
 
 
-def columns_of(judged: Sequence[Judged]) -> dict[tuple[str, str], tuple[Column, bool]]:
-    """Every (metric, split) that occurs, in order of appearance: its column and whether it is an attack."""
-    found: dict[tuple[str, str], tuple[Column, bool]] = {}
-    for model in judged:
-        for score in model.scores:
-            found.setdefault((score.metric, score.split), (describe(score), score.attack))
-    return found
-
-
 def by_label(judged: Sequence[Judged]) -> dict[str, list[Judged]]:
-    """Models that differ in the seed only: target first, then retraining, then methods as they were run."""
+    """Models that differ in the seed only, in order of appearance."""
     rows: dict[str, list[Judged]] = {}
-    for model in sorted(judged, key=lambda m: ("target", "retrained", "unlearned").index(role_of(m))):
+    for model in judged:
         rows.setdefault(model.label, []).append(model)
     return rows
 
 
 def build_table(judged: Sequence[Judged], columns: Sequence[Column]) -> Table:
-    """The table of the given columns; all models belong to one problem."""
+    """The table of the given columns; all models belong to one problem.
+
+    Columns without a single value would only repeat their reason in every row; they become `missing`.
+    """
+    has_value = {(s.metric, s.split) for m in judged for s in m.scores if s.value is not None}
+    filled = [column for column in columns if column.key in has_value]
     notes: list[str] = []
     rows = [
         Row(
             label=label,
             role=role_of(models[0]),
             seeds=[m.seed for m in models],
-            cells=[_cell(models, column, notes) for column in columns],
+            cells=[_cell(models, column, notes) for column in filled],
         )
         for label, models in by_label(judged).items()
     ]
-    for i, column in enumerate(columns):
-        _set_distances([row.cells[i] for row in rows], spread(judged, column))
-    return Table(columns=list(columns), rows=rows, notes=notes)
+    for i, column in enumerate(filled):
+        _set_distances([row.cells[i] for row in rows], column.retrained)
+    missing = [column for column in columns if column.key not in has_value]
+    return Table(columns=filled, rows=rows, notes=notes, missing=missing)
 
 
-def spread(judged: Sequence[Judged], column: Column) -> Spread | None:
+def _spread(judged: Sequence[Judged], metric: str, split: str) -> Spread | None:
     """The retrained models' values: their own scores, or what is attached to the others' scores."""
+    if split == "run" and metric in COSTS:
+        return None  # a method is not meant to cost what retraining costs
     own = [
         s.value
         for m in judged
-        if role_of(m) == "retrained" and (s := m.score(column.metric, column.split)) and s.value is not None
+        if role_of(m) == "retrained" and (s := m.score(metric, split)) and s.value is not None
     ]
-    attached = [
-        s.reference.values for m in judged if (s := m.score(column.metric, column.split)) and s.reference
-    ]
+    attached = [s.reference.values for m in judged if (s := m.score(metric, split)) and s.reference]
     values = own or max(attached, key=len, default=[])
     if not values:
         return None
-    deviation = statistics.stdev(values) if len(values) > 1 else None
     return Spread(
-        column=column,
         values=values,
         mean=mean_of(values),
         low=min(values),
         high=max(values),
-        deviation=deviation,
+        deviation=statistics.stdev(values) if len(values) > 1 else None,
     )
 
 

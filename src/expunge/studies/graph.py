@@ -77,25 +77,49 @@ def build_graph(spec: StudySpec, base: Path, notice: Callable[[str], None]) -> G
     return graph
 
 
-def _add_problem(graph: Graph, spec: StudySpec, problem: Problem, problem_spec: dict[str, Any], base: str) -> None:
+def _add_problem(
+    graph: Graph, spec: StudySpec, problem: Problem, problem_spec: dict[str, Any], base: str
+) -> None:
     metrics = chosen_metrics(spec, problem)
     methods = list(spec.methods)
-    if not any(m.name == "retrain" for m in methods) and {"recipe", "architecture", "retain"} <= problem.offers():
+    if (
+        not any(m.name == "retrain" for m in methods)
+        and {"recipe", "architecture", "retain"} <= problem.offers()
+    ):
         methods.insert(0, MethodSpec(name="retrain"))  # the yardstick of every table
     common = {"problem": problem_spec, "base": base, "device": spec.device, "threads": spec.threads}
 
     def add(kind: Kind, title: str, needs: list[str], identity: Any, **payload: Any) -> str:
-        key = digest({"kind": kind, "needs": needs, "identity": identity, "threads": spec.threads, "device": spec.device})
-        graph.jobs.setdefault(key, Job(key, kind, f"{title} · {problem.name}", tuple(needs), {"kind": kind, **common, **payload}))
+        key = digest(
+            {
+                "kind": kind,
+                "needs": needs,
+                "identity": identity,
+                "threads": spec.threads,
+                "device": spec.device,
+            }
+        )
+        graph.jobs.setdefault(
+            key,
+            Job(key, kind, f"{title} · {problem.name}", tuple(needs), {"kind": kind, **common, **payload}),
+        )
         return key
 
     def observe(title: str, model: str, roles: tuple[str, ...]) -> str:
         wanted = quantities(metrics, problem, roles)
         listed = {split: sorted(found) for split, found in sorted(wanted.items())}
-        identity = {"problem": problem.fingerprint, "quantities": listed, "code": code_digest("families", "evidence", "problem.py")}
+        identity = {
+            "problem": problem.fingerprint,
+            "quantities": listed,
+            "code": code_digest("families", "evidence", "problem.py"),
+        }
         return add("observe", f"look at {title}", [model], identity, model=model, quantities=listed)
 
-    training_code = code_digest("families", "problem.py", "methods/base.py", "methods/objective.py", "methods/checkpoint.py")
+    training_code = code_digest(
+        "families",
+        "problem.py",
+        *(f"methods/{m}.py" for m in ("base", "objective", "frozen", "loop", "checkpoint")),
+    )
     targets: dict[int, str] = {}
     for seed in spec.seeds:
         given = problem.model is not None
@@ -104,7 +128,14 @@ def _add_problem(graph: Graph, spec: StudySpec, problem: Problem, problem_spec: 
         title = "given target" if given else f"train target, seed {seed}"
         targets[seed] = add("target", title, [], identity, seed=seed)
 
-    def row(method: str, label: str, passed: dict[str, Any], effective: dict[str, Any], seed: int, obstacles: list[str]) -> Row:
+    def row(
+        method: str,
+        label: str,
+        passed: dict[str, Any],
+        effective: dict[str, Any],
+        seed: int,
+        obstacles: list[str],
+    ) -> Row:
         made = Row(problem.name, problem.fingerprint, method, label, passed, effective, seed, obstacles)
         graph.rows.append(made)
         return made
@@ -134,7 +165,9 @@ def _add_problem(graph: Graph, spec: StudySpec, problem: Problem, problem_spec: 
     fresh: str | None = None
     if "architecture" in problem.offers() and any(role == "fresh" for m in metrics for role, _ in m.reads):
         identity = {"problem": problem.fingerprint, "code": training_code}
-        fresh = observe("an untrained model", add("fresh", "make an untrained model", [], identity), ("fresh",))
+        fresh = observe(
+            "an untrained model", add("fresh", "make an untrained model", [], identity), ("fresh",)
+        )
 
     mine = [r for r in graph.rows if r.problem == problem.name and r.observe is not None]
     retrained = [r for r in mine if r.method == "retrain"]
@@ -146,7 +179,8 @@ def _add_problem(graph: Graph, spec: StudySpec, problem: Problem, problem_spec: 
         evidence["fresh"] = [fresh] if fresh is not None else []
         needs = sorted({key for keys in evidence.values() for key in keys if key is not None})
         identity = {
-            "metrics": [(m.name, source_digest(m.function)) for m in metrics], "evidence": evidence, "code": code_digest("metrics"),
+            "metrics": [(m.name, source_digest(m.function)) for m in metrics],
+            "evidence": evidence, "code": code_digest("metrics", "stats/intervals.py"),
         }  # fmt: skip
         made.score = add(
             "score", f"score {made.label}, seed {made.seed}", needs, identity,
@@ -163,7 +197,11 @@ def chosen_metrics(spec: StudySpec, problem: Problem) -> list[Metric]:
 
 def quantities(metrics: list[Metric], problem: Problem, roles: tuple[str, ...]) -> dict[str, set[str]]:
     """What one evidence pass has to yield, by split, when the model plays `roles`."""
-    layers = problem.family.layers(problem.model or problem.fresh_model(0)) if any(m.by_layer for m in metrics) else []
+    layers = (
+        problem.family.layers(problem.model or problem.fresh_model(0))
+        if any(m.by_layer for m in metrics)
+        else []
+    )
     wanted: dict[str, set[str]] = {}
     for metric in metrics:
         for split in metric.splits:

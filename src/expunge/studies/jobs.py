@@ -19,7 +19,7 @@ from expunge.families.models import clone, load_weights, read_weights, save_mode
 from expunge.files import canonical_json, folder_atomic
 from expunge.memory import peak_memory
 from expunge.methods.base import Workplace
-from expunge.methods.objective import fit
+from expunge.methods.loop import fit
 from expunge.metrics.base import METRICS, Role
 from expunge.problem import Problem
 from expunge.studies.spec import MethodSpec
@@ -83,7 +83,9 @@ def _load_model(problem: Problem, folder: Path) -> torch.nn.Module:
 
 
 def _save(problem: Problem, model: torch.nn.Module, folder: Path, **facts: Any) -> None:
-    save_model(model, folder, problem.architecture, problem.family.describe(), {"problem": problem.card(), **facts})
+    save_model(
+        model, folder, problem.architecture, problem.family.describe(), {"problem": problem.card(), **facts}
+    )
 
 
 def _target(key: str, payload: dict[str, Any], store: Store, folder: Path, on_step: OnStep | None) -> None:
@@ -92,26 +94,40 @@ def _target(key: str, payload: dict[str, Any], store: Store, folder: Path, on_st
         _save(problem, problem.model, folder, method="target")
         return
     if problem.recipe is None:
-        raise Missing(f"{problem.name}: there is neither a target model nor a recipe to train one; give one of them")
+        raise Missing(
+            f"{problem.name}: there is neither a target model nor a recipe to train one; give one of them"
+        )
     workplace = Workplace(payload["seed"], payload["device"], store.scratch(key), on_step=on_step)
     model = problem.fresh_model(payload["seed"]).to(payload["device"])
     with metered() as meter, peak_memory(payload["device"]) as memory:
         torch.manual_seed(payload["seed"])
         fit(problem, model, "train", problem.recipe, workplace)
-    _save(problem, model, folder, method="target", seed=payload["seed"], examples=meter.examples, peak_bytes=memory.bytes)
+    _save(
+        problem,
+        model,
+        folder,
+        method="target",
+        seed=payload["seed"],
+        examples=meter.examples,
+        peak_bytes=memory.bytes,
+    )
 
 
 def _forget(key: str, payload: dict[str, Any], store: Store, folder: Path, on_step: OnStep | None) -> None:
     problem = load_problem(payload)
     problem = problem.with_model(_load_model(problem, store.folder(payload["target"])))
     method = MethodSpec(**payload["method"]).resolve()
-    workplace = Workplace(payload["seed"], payload["device"], store.scratch(key), payload["reference"], on_step)
+    workplace = Workplace(
+        payload["seed"], payload["device"], store.scratch(key), payload["reference"], on_step
+    )
     forgotten = method.forget(problem, workplace)
     _save(
         problem, forgotten.model, folder, method=method.name, parameters=method.model_dump(mode="json"), seed=payload["seed"],
         cost=asdict(forgotten.cost), notes=forgotten.notes,
     )  # fmt: skip
-    (folder / "log.jsonl").write_text("".join(canonical_json(_finite(entry)) + "\n" for entry in forgotten.log))
+    (folder / "log.jsonl").write_text(
+        "".join(canonical_json(_finite(entry)) + "\n" for entry in forgotten.log)
+    )
 
 
 def _finite(entry: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,9 @@ Display = Literal["auto", "full", "plain", "none"]
 class RunProgress:
     """Follows a run; `with` it around `run_graph`."""
 
-    def __init__(self, total: int, log: Path | None, display: Display = "auto", console: Console | None = None) -> None:
+    def __init__(
+        self, total: int, log: Path | None, display: Display = "auto", console: Console | None = None
+    ) -> None:
         self._console = console or Console(stderr=True)
         self._live_wanted = display == "full" or (display == "auto" and self._console.is_terminal)
         self._plain = display == "plain" or (display == "auto" and not self._live_wanted)
@@ -49,7 +51,10 @@ class RunProgress:
 
     def _panel(self) -> Group:
         now = time.monotonic()
-        lines = [Text(f"  {job.title}  {step}  {now - since:.0f} s", style="dim") for job, since, step in self._running.values()]
+        lines = [
+            Text(f"  {job.title}  {step}  {now - since:.0f} s", style="dim")
+            for job, since, step in self._running.values()
+        ]
         return Group(self._bar, *lines)
 
     def _refresh(self) -> None:
@@ -80,11 +85,17 @@ class RunProgress:
         self._done += 1
         self._failed += error is not None
         self._bar.advance(self._task)
-        self._event(event="end", job=job.key, seconds=round(seconds, 3), **({"error": error} if error else {}))
+        self._event(
+            event="end", job=job.key, seconds=round(seconds, 3), **({"error": error} if error else {})
+        )
         if error is not None and (self._live is not None or self._plain):
             self._console.print(f"failed: {job.title}: {error}", style="red", highlight=False, markup=False)
         now = time.monotonic()
         if self._plain and (now - self._last_line > 10 or self._done == self._total):
             self._last_line = now
-            self._console.print(f"{self._done}/{self._total} jobs, last: {job.title} ({seconds:.1f} s)", highlight=False, markup=False)
+            self._console.print(
+                f"{self._done}/{self._total} jobs, last: {job.title} ({seconds:.1f} s)",
+                highlight=False,
+                markup=False,
+            )
         self._refresh()

@@ -50,14 +50,19 @@ def cost_scores(cost: dict[str, Any] | None) -> list[Score]:
         return []
     scores = []
     for field, (unit, _) in COSTS.items():
-        common = {"metric": field.replace("_", "-"), "split": "run", "unit": unit, "direction": "lower"}
+        metric = field.replace("_", "-")
         if cost[field] is None:
-            scores.append(Score(**common, status="undefined", reason="this system does not report peak memory"))
+            scores.append(_cost(metric, unit, None, "this system does not report peak memory"))
         else:
-            scores.append(Score(**common, value=float(cost[field])))
-    share = cost["changed"] / cost["parameters"]
-    scores.append(Score(metric="changed-share", split="run", unit="share of parameters", direction="lower", value=share, n=cost["parameters"]))
-    return scores
+            scores.append(_cost(metric, unit, float(cost[field])))
+    return [*scores, _cost("changed-share", "share of parameters", cost["changed"] / cost["parameters"])]
+
+
+def _cost(metric: str, unit: str, value: float | None, reason: str = "") -> Score:
+    status = "ok" if value is not None else "undefined"
+    return Score(
+        metric=metric, split="run", unit=unit, direction="lower", value=value, status=status, reason=reason
+    )
 
 
 def complete(name: str, problems: Sequence[dict[str, Any]], judged: Sequence[Judged]) -> ScoreFile:
@@ -67,10 +72,14 @@ def complete(name: str, problems: Sequence[dict[str, Any]], judged: Sequence[Jud
     for problem in problems:
         mine = [j for j in judged if j.problem == problem["name"]]
         retrained = [j for j in mine if j.method == "retrain" and j.status == "ok"]
-        made = [_with_references(j, [r for r in retrained if r is not j]) if j.status == "ok" else j for j in mine]
+        made = [
+            _with_references(j, [r for r in retrained if r is not j]) if j.status == "ok" else j for j in mine
+        ]
         finished += made
         verdicts += _verdicts(problem["name"], made)
-    return ScoreFile(name=name, problems=list(problems), judged=finished, verdicts=verdicts, environment=environment())
+    return ScoreFile(
+        name=name, problems=list(problems), judged=finished, verdicts=verdicts, environment=environment()
+    )
 
 
 def _with_references(judged: Judged, retrained: Sequence[Judged]) -> Judged:
@@ -88,13 +97,13 @@ def _with_references(judged: Judged, retrained: Sequence[Judged]) -> Judged:
 
 
 def _ratio(score: Score, retrained: Sequence[Score]) -> Score:
-    common = {"metric": f"{score.metric}-ratio", "split": "run", "unit": "times retraining", "direction": "lower"}
+    metric, unit = f"{score.metric}-ratio", "times retraining"
     values = [r.value for r in retrained if r.value is not None]
     if score.value is None:
-        return Score(**common, status="undefined", reason=score.reason)
+        return _cost(metric, unit, None, score.reason)
     if not values or mean_of(values) == 0:
-        return Score(**common, status="undefined", reason="there is no retrained model whose cost is known")
-    return Score(**common, value=score.value / mean_of(values))
+        return _cost(metric, unit, None, "there is no retrained model whose cost is known")
+    return _cost(metric, unit, score.value / mean_of(values))
 
 
 PROPERTIES = (

@@ -56,7 +56,9 @@ def run_graph(graph: Graph, store: Store, workers: int, progress: Progress) -> O
     outcome.cached = len(graph.jobs) - len(pending)
     if not pending:
         return outcome
-    executor = _InProcess(store, progress) if workers == 0 else _Pool(store, progress, min(workers, len(pending)))
+    executor = (
+        _InProcess(store, progress) if workers == 0 else _Pool(store, progress, min(workers, len(pending)))
+    )
     with executor:
         while pending or executor.busy:
             for key in list(pending):
@@ -101,7 +103,9 @@ class _InProcess:
         self._progress.started(job)
         started, error = time.perf_counter(), None
         try:
-            perform(job.key, job.payload, self._store, lambda s: self._progress.stepped(job, s["step"], s["of"]))
+            perform(
+                job.key, job.payload, self._store, lambda s: self._progress.stepped(job, s["step"], s["of"])
+            )
         except Exception as fault:
             error = _reason(fault)
         self._progress.ended(job, time.perf_counter() - started, error)
@@ -147,7 +151,9 @@ class _Pool:
 
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_serve, args=(theirs, str(self._store.root), os.getpid(), list(sys.path)), daemon=True)
+        process = self._context.Process(
+            target=_serve, args=(theirs, str(self._store.root), os.getpid(), list(sys.path)), daemon=True
+        )
         process.start()
         theirs.close()
         return _Worker(process, ours)
@@ -200,7 +206,7 @@ class _Pool:
             self._retried.add(job.key)
             self.submit(job)
             return []
-        reason = f"its process died twice (exit code {code}); it may have run out of memory: use fewer --workers or a smaller batch"
+        reason = f"its process died twice (exit code {code}); if memory ran out, use fewer --workers or a smaller batch"
         self._progress.ended(job, time.perf_counter() - worker.since, reason)
         return [(job, reason)]
 

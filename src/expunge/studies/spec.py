@@ -22,9 +22,15 @@ class MethodSpec(Parameters):
 
     title = "methods"
 
-    name: str = Field(description="name of a method, or ./file.py:Class or package.module:Class, whose code is then imported")
-    label: str | None = Field(default=None, description="what tables call it; default: the name and what differs from defaults")
-    parameters: dict[str, Any] = Field(default_factory=dict, description="hyperparameters that differ from the defaults")
+    name: str = Field(
+        description="name of a method, or ./file.py:Class or package.module:Class, whose code is then imported"
+    )
+    label: str | None = Field(
+        default=None, description="what tables call it; default: the name and what differs from defaults"
+    )
+    parameters: dict[str, Any] = Field(
+        default_factory=dict, description="hyperparameters that differ from the defaults"
+    )
 
     @classmethod
     def parse(cls, given: str | dict[str, Any]) -> MethodSpec:
@@ -32,7 +38,9 @@ class MethodSpec(Parameters):
         if isinstance(given, str):
             return cls(name=given)
         if not isinstance(given, dict) or "name" not in given:
-            raise BadInput(f"methods: {given!r} is neither a name nor a mapping with a 'name', such as {{name: npo, beta: 0.2}}")
+            raise BadInput(
+                f"methods: {given!r} is neither a name nor a mapping with a 'name', such as {{name: npo, beta: 0.2}}"
+            )
         if set(given) <= set(cls.model_fields):
             return cls(**given)
         rest = {k: v for k, v in given.items() if k not in ("name", "label")}
@@ -48,7 +56,9 @@ class MethodSpec(Parameters):
             return self.label
         method = self.resolve()
         differing = {
-            k: getattr(method, k) for k, f in type(method).model_fields.items() if getattr(method, k) != f.get_default()
+            k: getattr(method, k)
+            for k, f in type(method).model_fields.items()
+            if getattr(method, k) != f.get_default()
         }
         inside = ", ".join(f"{k}={v}" for k, v in differing.items())
         return f"{method.name} ({inside})" if inside else method.name
@@ -72,11 +82,17 @@ class StudySpec(Parameters):
     name: str = Field(description="name of the run's folder", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     problems: list[ProblemSpec] = Field(min_length=1, description="what to forget, from which model")
     methods: list[MethodSpec] = Field(min_length=1, description="methods to compare")
-    seeds: list[int] = Field(default=[0, 1, 2], min_length=1, description="one target, retrained model and run of each method per seed")
+    seeds: list[int] = Field(
+        default=[0, 1, 2],
+        min_length=1,
+        description="one target, retrained model and run of each method per seed",
+    )
     metrics: Literal["standard"] | list[str] = Field(default="standard", description="metrics to compute")
     device: str = Field(default="cpu", description="where models run: cpu, cuda, cuda:1, mps")
     threads: int = Field(default=1, ge=1, description="CPU threads per job; part of what fixes the numbers")
-    reference: Literal["precompute", "live"] = Field(default="precompute", description="outputs of frozen models: stored once, or computed in every step")
+    reference: Literal["precompute", "live"] = Field(
+        default="precompute", description="outputs of frozen models: stored once, or computed in every step"
+    )
 
     @field_validator("methods", mode="before")
     @classmethod

@@ -21,7 +21,6 @@ from expunge.studies.results import score_file
 from expunge.studies.runner import Outcome, run_graph
 from expunge.studies.spec import StudySpec, override, read_spec
 
-
 LossSamples = dict[str, dict[str, dict[str, list[float]]]]
 """Per-example losses by problem, label and split."""
 
@@ -57,7 +56,9 @@ def load_study(
         embedded = embedded_studies()
         path = embedded.get(str(study), Path(study))
         if not path.is_file():
-            raise BadInput(f"no study '{study}': it is neither a file nor embedded{did_you_mean(str(study), embedded)}")
+            raise BadInput(
+                f"no study '{study}': it is neither a file nor embedded{did_you_mean(str(study), embedded)}"
+            )
         content, base = {"name": path.stem, **read_spec(path)}, path.parent.resolve()
         if "effective" in content:  # the run.yaml of an earlier run: the same study again
             content, base = content["effective"], Path(content["base"])
@@ -124,7 +125,9 @@ def _plain(value: Any) -> Any:
 def _refuse_other_study(folder: Path, spec: StudySpec) -> None:
     """A folder that holds something else than a run is not overwritten."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "run.yaml").exists():
-        raise BadInput(f"'{folder}' exists and is no run; choose another name than '{spec.name}' or another --runs folder")
+        raise BadInput(
+            f"'{folder}' exists and is no run; choose another name than '{spec.name}' or another --runs folder"
+        )
 
 
 def loss_samples(graph: Graph, store: Store) -> LossSamples:
@@ -138,5 +141,7 @@ def loss_samples(graph: Graph, store: Store) -> LossSamples:
             evidence = store.evidence(row.observe, split)
             if evidence is not None:
                 label = "retrained" if row.method == "retrain" else row.label
-                made.setdefault(row.problem, {}).setdefault(label, {})[split] = evidence["loss"].astype(float)[:: max(1, len(evidence) // 2000)].tolist()
+                made.setdefault(row.problem, {}).setdefault(label, {})[split] = (
+                    evidence["loss"].astype(float)[:: max(1, len(evidence) // 2000)].tolist()
+                )
     return made

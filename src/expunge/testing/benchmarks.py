@@ -45,7 +45,9 @@ def _disjoint(name: str, options: dict[str, Any]) -> None:
     seen: dict[str, str] = {}
     for split, dataset in problem.splits.items():
         for example in dataset["id"]:
-            require(str(example) not in seen, f"'{example}' is in '{seen.get(str(example))}' and in '{split}'")
+            require(
+                str(example) not in seen, f"'{example}' is in '{seen.get(str(example))}' and in '{split}'"
+            )
             seen[str(example)] = split
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -46,15 +47,23 @@ def _round_trip(problem: Problem, family: Family, model: nn.Module) -> None:
     require(again.describe() == description, "what `restore` makes describes itself differently")
     rows = problem.train.with_format("numpy")[:4]
     one, two = family.collate(rows), again.collate(rows)
-    require(all(torch.equal(one.inputs[k], two.inputs[k]) for k in one.inputs), "the restored family encodes differently")
+    require(
+        all(torch.equal(one.inputs[k], two.inputs[k]) for k in one.inputs),
+        "the restored family encodes differently",
+    )
     require(torch.equal(one.targets, two.targets), "the restored family reads other targets")
 
 
 def _shapes(problem: Problem, family: Family, model: nn.Module) -> None:
     batch = _first(problem)
     outputs = family.forward(model, batch)
-    require(outputs.prediction.dim() == 3, f"predictions have shape {tuple(outputs.prediction.shape)}, not [B, T, C]")
-    require(outputs.prediction.shape[0] == len(batch), "predictions have another number of rows than the batch")
+    require(
+        outputs.prediction.dim() == 3,
+        f"predictions have shape {tuple(outputs.prediction.shape)}, not [B, T, C]",
+    )
+    require(
+        outputs.prediction.shape[0] == len(batch), "predictions have another number of rows than the batch"
+    )
     require(batch.mask.dtype == torch.bool and batch.mask.dim() == 2, "the mask is not bool [B, T]")
     for name, value in (("nll", family.nll(outputs, batch)), ("terms", family.terms(batch))):
         require(value.shape == (len(batch),), f"{name} has shape {tuple(value.shape)}, not [B]")
@@ -64,8 +73,10 @@ def _likelihood(problem: Problem, family: Family, model: nn.Module) -> None:
     batch = _first(problem)
     outputs = family.forward(model, batch)
     whole = family.nll(outputs, batch)
-    require(whole.dtype in (torch.float32, torch.float64), f"nll is {whole.dtype}; it must be float32 or wider")
-    require(torch.isfinite(whole).all().item(), "nll is not finite")
+    require(
+        whole.dtype in (torch.float32, torch.float64), f"nll is {whole.dtype}; it must be float32 or wider"
+    )
+    require(bool(torch.isfinite(whole).all()), "nll is not finite")
     hidden = type(batch)(batch.ids, batch.inputs, batch.targets, torch.zeros_like(batch.mask))
     require(bool((family.nll(outputs, hidden) == 0).all()), "masked positions count in nll")
     rows = torch.arange(len(batch)).flip(0)
@@ -92,18 +103,26 @@ def _relabel(problem: Problem, family: Family, model: nn.Module) -> None:
         two = family.relabel(batch, how, torch.Generator().manual_seed(1))
         require(one.targets.shape == batch.targets.shape, f"'{how}' changes the shape of targets")
         require(torch.equal(one.targets, two.targets), f"'{how}' ignores its generator")
-        require(all(torch.equal(one.inputs[k], batch.inputs[k]) for k in batch.inputs), f"'{how}' changes inputs")
+        require(
+            all(torch.equal(one.inputs[k], batch.inputs[k]) for k in batch.inputs), f"'{how}' changes inputs"
+        )
 
 
 def _layers(problem: Problem, family: Family, model: nn.Module) -> None:
     modules = dict(model.named_modules())
     layers = family.layers(model)
-    require(bool(layers) and all(layer in modules for layer in layers), f"layers {layers} are not all modules of the model")
+    require(
+        bool(layers) and all(layer in modules for layer in layers),
+        f"layers {layers} are not all modules of the model",
+    )
     require(family.head(model) in modules, f"the head '{family.head(model)}' is no module of the model")
     caught = family.forward(model, _first(problem), layers).hidden
     for layer in layers:
         shape = tuple(caught[layer].shape)
-        require(len(shape) == 3 and shape[0] == 8, f"activations of '{layer}' have shape {shape}, not [B, positions, d]")
+        require(
+            len(shape) == 3 and shape[0] == 8,
+            f"activations of '{layer}' have shape {shape}, not [B, positions, d]",
+        )
 
 
 def _quantities(problem: Problem, family: Family, model: nn.Module) -> None:
@@ -111,9 +130,14 @@ def _quantities(problem: Problem, family: Family, model: nn.Module) -> None:
     names = [q.replace("LAYER", layer) for q in family.quantities]
     with metered() as meter:
         evidence = collect(family, model, problem.forget, names)
-    require(meter.examples == len(problem.forget), f"{meter.examples} examples went through the model for {len(problem.forget)} rows")
+    require(
+        meter.examples == len(problem.forget),
+        f"{meter.examples} examples went through the model for {len(problem.forget)} rows",
+    )
     for name in names:
-        require(len(evidence[name]) == len(problem.forget), f"quantity '{name}' has {len(evidence[name])} rows")
+        require(
+            len(evidence[name]) == len(problem.forget), f"quantity '{name}' has {len(evidence[name])} rows"
+        )
 
 
 def _batching(problem: Problem, family: Family, model: nn.Module) -> None:
@@ -121,7 +145,7 @@ def _batching(problem: Problem, family: Family, model: nn.Module) -> None:
     one = collect(family, model, problem.forget, names, batch_size=3)
     two = collect(family, model, problem.forget, names, batch_size=1000)
     for name in names:
-        gap = abs(one[name].astype(float) - two[name].astype(float)).max()
+        gap = float(np.abs(one[name].astype(float) - two[name].astype(float)).max())
         require(gap < 1e-4, f"quantity '{name}' differs by {gap:.1e} between batch sizes")
 
 
@@ -130,7 +154,9 @@ def _refusals(problem: Problem, family: Family, model: nn.Module) -> None:
     outputs = family.forward(model, batch)
     attempts = {
         "certainly-no-quantity": lambda: family.observe(outputs, batch, ["certainly-no-quantity"]),
-        "certainly-no-relabeling": lambda: family.relabel(batch, "certainly-no-relabeling", torch.Generator()),
+        "certainly-no-relabeling": lambda: family.relabel(
+            batch, "certainly-no-relabeling", torch.Generator()
+        ),
         "certainly-no-layer": lambda: family.forward(model, batch, ["certainly-no-layer"]),
     }
     for name, attempt in attempts.items():
@@ -146,4 +172,7 @@ def _gradients(problem: Problem, family: Family, model: nn.Module) -> None:
     parameters = [p for p in model.parameters() if p.requires_grad]
     loss = family.nll(family.forward(model, _first(problem)), _first(problem)).sum()
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    require(any(g is not None and bool((g != 0).any()) for g in gradients), "nll has no gradient in the model's weights")
+    require(
+        any(g is not None and bool((g != 0).any()) for g in gradients),
+        "nll has no gradient in the model's weights",
+    )

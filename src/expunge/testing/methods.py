@@ -59,7 +59,9 @@ def _make(method: type[Method], parameters: dict[str, Any], **more: Any) -> Meth
 
 
 def _registered(method: type[Method], parameters: dict[str, Any]) -> None:
-    require(METHODS[method.name].__name__ == method.__name__, f"'{method.name}' is registered for another class")
+    require(
+        METHODS[method.name].__name__ == method.__name__, f"'{method.name}' is registered for another class"
+    )
 
 
 def _facts(method: type[Method], parameters: dict[str, Any]) -> None:
@@ -81,7 +83,10 @@ def _documented(method: type[Method], parameters: dict[str, Any]) -> None:
 def _stores(method: type[Method], parameters: dict[str, Any]) -> None:
     made = _make(method, parameters)
     for name, value in parameters.items():
-        require(getattr(made, name) == value, f"parameter '{name}' became {getattr(made, name)!r}, given was {value!r}")
+        require(
+            getattr(made, name) == value,
+            f"parameter '{name}' became {getattr(made, name)!r}, given was {value!r}",
+        )
     again = type(made)(**made.model_dump())
     require(again == made, "made again from its own parameters it differs")
     for name in type(made).model_fields:
@@ -118,12 +123,17 @@ def _refuses_family(method: type[Method], parameters: dict[str, Any], family: st
     try:
         _make(method, parameters).forget(tiny_problem(family), Workplace())
     except BadInput as error:
-        require(method.name in str(error) and family in str(error), f"the error names neither method nor family: {error}")
+        require(
+            method.name in str(error) and family in str(error),
+            f"the error names neither method nor family: {error}",
+        )
     else:
         require(False, f"it ran on {family}, which it does not declare")
 
 
-def _weights(method: type[Method], parameters: dict[str, Any], problem: Problem, **more: Any) -> dict[str, torch.Tensor]:
+def _weights(
+    method: type[Method], parameters: dict[str, Any], problem: Problem, **more: Any
+) -> dict[str, torch.Tensor]:
     reference = more.pop("reference", "precompute")
     forgotten = _make(method, parameters, **more).forget(problem, Workplace(seed=3, reference=reference))
     return forgotten.model.state_dict()
@@ -133,12 +143,17 @@ def _runs(method: type[Method], parameters: dict[str, Any], family: str) -> None
     problem = tiny_problem(family)
     before = fingerprint(problem.target)
     forgotten = _make(method, parameters).forget(problem, Workplace(seed=3))
-    require(fingerprint(problem.target) == before, "it changed the target; it must work on the copy it is given")
+    require(
+        fingerprint(problem.target) == before, "it changed the target; it must work on the copy it is given"
+    )
     require(forgotten.model is not problem.target, "it returned the target itself")
     require(not forgotten.model.training, "the model it returned is in training mode")
     same = set(forgotten.model.state_dict()) == set(problem.target.state_dict())
     require(same, "the model it returned has other parameters than the target")
-    require(forgotten.cost.changed > 0 or bool(forgotten.notes), "it changed nothing and left no note that says why")
+    require(
+        forgotten.cost.changed > 0 or bool(forgotten.notes),
+        "it changed nothing and left no note that says why",
+    )
     for entry in forgotten.log:
         bad = [k for k, v in entry.items() if isinstance(v, float) and not math.isfinite(v)]
         require(not bad, f"its loss term '{bad[0] if bad else ''}' is not finite at step {entry.get('step')}")
@@ -148,7 +163,10 @@ def _deterministic(method: type[Method], parameters: dict[str, Any], family: str
     problem = tiny_problem(family)
     first, second = _weights(method, parameters, problem), _weights(method, parameters, problem)
     different = [k for k in first if not torch.equal(first[k], second[k])]
-    require(not different, f"two runs with one seed differ in {different[:3]}; draw from step.generator or workplace.generator")
+    require(
+        not different,
+        f"two runs with one seed differ in {different[:3]}; draw from step.generator or workplace.generator",
+    )
 
 
 def _random_state(method: type[Method], parameters: dict[str, Any], family: str) -> None:
@@ -170,7 +188,9 @@ def _micro_batches(method: type[Method], parameters: dict[str, Any], family: str
     # Plain gradient steps: adaptive ones turn a gradient that is zero up to rounding into a full step of random sign.
     whole = _weights(method, parameters, problem, epochs=1, optimizer="sgd")
     pieces = _weights(method, parameters, problem, epochs=1, optimizer="sgd", micro_batch_size=5)
-    _close(whole, pieces, "micro-batches of 5 give other weights than whole batches; use step.mean and step.once")
+    _close(
+        whole, pieces, "micro-batches of 5 give other weights than whole batches; use step.mean and step.once"
+    )
 
 
 def _live_reference(method: type[Method], parameters: dict[str, Any], family: str) -> None:

@@ -56,7 +56,9 @@ def _evidence(metric: Metric, problem: Problem) -> Everything:
     models = {"model": problem.target, "target": problem.target}
     other = problem.fresh_model(11)
     return {
-        (role, split): [collect(problem.family, models.get(role, other), problem.splits[split], sorted(quantities))]
+        (role, split): [
+            collect(problem.family, models.get(role, other), problem.splits[split], sorted(quantities))
+        ]
         for (role, split), quantities in wanted.items()
     }
 
@@ -73,7 +75,10 @@ def _range(metric: Metric, family: str) -> None:
         require(inside, f"{score.value} on '{split}' is outside {metric.low} to {metric.high}")
         if score.interval is not None:
             inside = score.interval.low - 1e-9 <= score.value <= score.interval.high + 1e-9
-            require(inside, f"{score.value} on '{split}' is outside its interval {score.interval.low} to {score.interval.high}")
+            require(
+                inside,
+                f"{score.value} on '{split}' is outside its interval {score.interval.low} to {score.interval.high}",
+            )
 
 
 def _order(metric: Metric, family: str) -> None:
@@ -95,4 +100,7 @@ def _order(metric: Metric, family: str) -> None:
 def _missing(metric: Metric, family: str) -> None:
     for split in metric.splits:
         score = metric(split, {})
-        require(score.status == "undefined" and bool(score.reason), f"without evidence it is {score.status} on '{split}'")
+        require(
+            score.status == "undefined" and bool(score.reason),
+            f"without evidence it is {score.status} on '{split}'",
+        )

@@ -11,7 +11,7 @@ from datasets import Dataset
 from expunge.errors import BadInput, did_you_mean
 from expunge.families import Architecture, Classifier, Regressor, Table
 from expunge.methods.base import Workplace
-from expunge.methods.objective import fit
+from expunge.methods.loop import fit
 from expunge.problem import Problem, Training
 
 COLUMNS = ["a", "b", "c", "d"]
@@ -28,7 +28,12 @@ def _rows(n: int, seed: int, *, classes: int | None) -> Dataset:
         outcome: dict[str, object] = {"label": label.astype(np.int64)}
     else:
         x = rng.normal(size=(n, len(COLUMNS)))
-        outcome = {"target": 3.0 + x @ world.normal(size=len(COLUMNS)) + 0.5 * np.sin(2 * x[:, 0]) + 0.3 * rng.normal(size=n)}
+        outcome = {
+            "target": 3.0
+            + x @ world.normal(size=len(COLUMNS))
+            + 0.5 * np.sin(2 * x[:, 0])
+            + 0.3 * rng.normal(size=n)
+        }
     columns = {name: x[:, j] for j, name in enumerate(COLUMNS)}
     return Dataset.from_dict({"id": [f"r{seed}-{i}" for i in range(n)], **columns, **outcome})
 
@@ -47,7 +52,8 @@ def _regressor() -> Problem:
     train = _rows(96, 0, classes=None)
     family = Regressor.fit(Table.fit(train, COLUMNS), train, "target")
     return Problem(
-        "tiny-regressor", family, train, tuple(train["id"][:16]), _rows(64, 1, classes=None), {"test": _rows(64, 2, classes=None)},
+        "tiny-regressor", family, train, tuple(train["id"][:16]), _rows(64, 1, classes=None),
+        {"test": _rows(64, 2, classes=None)},
         architecture=Architecture(kind="builtin", name="mlp", options={"inputs": 4, "outputs": 1, "hidden": [16]}),
         recipe=Training(epochs=12, batch_size=16, lr=0.02), scope="16 random rows",
     )  # fmt: skip

@@ -37,7 +37,10 @@ class Benchmark(Parameters):
     suite: ClassVar[str] = "standard"
     """Which metrics belong to it."""
 
-    forget: Selection = Field(description="what to forget, as a mapping or in short as class=3")
+    forget: Selection = Field(
+        default=Selection.parse("fraction=0.1"),
+        description="what to forget, as a mapping or in short as class=3",
+    )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

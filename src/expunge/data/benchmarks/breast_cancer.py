@@ -7,7 +7,6 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from expunge.data.benchmarks.base import Benchmark, split
-from expunge.data.selection import Selection
 from expunge.data.worlds.tables import breast_cancer
 from expunge.families import Architecture, Classifier, Table
 from expunge.problem import Problem, Training
@@ -26,10 +25,6 @@ class BreastCancer(Benchmark):
     license: ClassVar[str] = "CC BY 4.0"
     version: ClassVar[int] = 1
 
-    forget: Selection = Field(
-        default=Selection.parse("fraction=0.1"),
-        description="what to forget, as a mapping or in short as class=3",
-    )
     model: Literal["mlp"] = Field(default="mlp", description="architecture of the classifier")
 
     def problem(self) -> Problem:  # noqa: D102

@@ -1,0 +1,266 @@
+"""The one loop that runs every objective.
+
+It owns data order, accumulation, mixed precision, clipping, masks, checkpoints and logging.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from expunge.families.batches import Batches
+from expunge.methods.base import Workplace
+from expunge.methods.checkpoint import Checkpoints
+from expunge.methods.frozen import Split
+from expunge.methods.objective import Drawn, Objective, Pass, State, Step
+from expunge.parameters import param
+from expunge.problem import Problem, Training
+
+
+class Loop:
+    """One run of one objective on one model, in place."""
+
+    def __init__(
+        self, objective: Objective, problem: Problem, model: nn.Module, workplace: Workplace
+    ) -> None:
+        self.objective, self.problem, self.model, self.workplace = objective, problem, model, workplace
+        self.plan = [objective.passes(epoch) for epoch in range(objective.epochs)]
+        splits: set[Split] = {
+            s for passes in self.plan for p in passes for s in (p.over, p.paired) if s is not None
+        }
+        splits |= set(objective.reference_on)
+        self.sources: dict[Split, Batches] = {s: workplace.batches(problem, s) for s in sorted(splits)}
+        self.state = State(problem, self.sources, workplace)
+        self.total_steps = sum(self._n_steps(p) for passes in self.plan for p in passes)
+        self.done_steps = 0
+        self.norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+    def run(self) -> nn.Module:
+        """Prepare, make every step that no checkpoint has made yet, finish; returns the model."""
+        objective, model = self.objective, self.model
+        if objective.reference_on:
+            layers = objective.reference_hidden(self.problem, model)
+            self.state.freeze("reference", model, objective.reference_on, layers)
+        objective.prepare(self.problem, model, self.state)
+        mask = objective.mask(self.problem, model, self.state)
+        if objective.epochs == 0:
+            return self._finished()
+        # The precision is process-wide state in accelerate; every run sets its own.
+        if AcceleratorState._shared_state and AcceleratorState().mixed_precision != objective.precision:
+            AcceleratorState._reset_state()
+        accelerator = Accelerator(cpu=self.workplace.device == "cpu", mixed_precision=objective.precision)
+        trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        held = Held(trainable, mask)
+        optimizer = make_optimizer(objective, [p for _, p in trainable])
+        checkpoints = Checkpoints(self.workplace.checkpoint)
+        start = checkpoints.load(model, optimizer, self.state.kept)
+        wrapped, optimizer = accelerator.prepare(model, optimizer)
+        for epoch, passes in enumerate(self.plan):
+            for index, traversal in enumerate(passes):
+                if (epoch, index) < start[:2]:
+                    self.done_steps += self._n_steps(traversal)
+                    continue
+                skip = start[2] if (epoch, index) == start[:2] else 0
+                wrapped.train()
+                for number, (smallest, steps) in enumerate(self._steps(wrapped, traversal, epoch, index)):
+                    self.done_steps += 1
+                    if number < skip:
+                        continue
+                    # One row has no variance: batch norm cannot train on it and uses its statistics instead.
+                    self._batchnorm_training(objective.batchnorm == "update" and smallest > 1)
+                    lr = objective.learning_rate(epoch, (self.done_steps - 1) / self.total_steps)
+                    terms = self._gradients(steps, accelerator)
+                    self._update(wrapped, optimizer, lr, held, accelerator)
+                    self._log(epoch, traversal, terms, lr)
+                    if checkpoints.due():
+                        checkpoints.save((epoch, index, number + 1), model, optimizer, self.state.kept)
+            if epoch >= start[0]:
+                with torch.no_grad():
+                    model.eval()
+                    objective.after_epoch(model, self.state, epoch)
+        accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+        self._flush_log()
+        checkpoints.clear()
+        return self._finished()
+
+    def _gradients(self, steps: Callable[[], Iterator[Step]], accelerator: Accelerator) -> dict[str, Tensor]:
+        """Add up the gradients of all pieces of one step; returns the loss terms."""
+        terms: dict[str, Tensor] = {}
+        for step in steps():
+            parts = self.objective.loss(step)
+            accelerator.backward(sum(list(parts.values())[1:], start=next(iter(parts.values()))))
+            for name, value in parts.items():
+                terms[name] = terms[name] + value.detach() if name in terms else value.detach()
+        return terms
+
+    def _update(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr: float,
+        held: Held,
+        accelerator: Accelerator,
+    ) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        held.mask_gradients()
+        if self.objective.clip is not None:
+            accelerator.clip_grad_norm_(model.parameters(), self.objective.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        held.restore()
+        with torch.no_grad():
+            self.objective.after_step(self.model, self.state, self.done_steps / self.total_steps)
+
+    def _finished(self) -> nn.Module:
+        with torch.no_grad():
+            self.model.eval()
+            self.objective.finish(self.problem, self.model, self.state)
+        return self.model
+
+    def _batchnorm_training(self, wanted: bool) -> None:
+        for norm in self.norms:
+            norm.train(wanted)
+
+    def _size(self, traversal: Pass) -> int:
+        return traversal.batch_size or self.objective.batch_size
+
+    def _n_visited(self, traversal: Pass) -> int:
+        n = len(self.sources[traversal.over])
+        if traversal.over == "train" and traversal.retain_fraction < 1.0:
+            n_forget = len(self.problem.forget_rows)
+            n = n_forget + round((n - n_forget) * traversal.retain_fraction)
+        return n
+
+    def _n_steps(self, traversal: Pass) -> int:
+        return -(-self._n_visited(traversal) // self._size(traversal))
+
+    def _visits(self, traversal: Pass, epoch: int, index: int) -> Tensor:
+        """Row numbers in the order of visit."""
+        n, generator = self._n_visited(traversal), self.workplace.generator(1, epoch, index)
+        order = self.objective.order(traversal.over, n, epoch, generator)
+        if traversal.over != "train":
+            return order
+        retain = torch.from_numpy(self.problem.retain_rows)
+        if traversal.retain_fraction < 1.0:
+            chosen = torch.randperm(len(retain), generator=self.workplace.generator(2))[
+                : n - len(self.problem.forget_rows)
+            ]
+            retain = retain[chosen]
+        return torch.cat([torch.from_numpy(self.problem.forget_rows), retain])[order]
+
+    def _steps(
+        self, model: nn.Module, traversal: Pass, epoch: int, index: int
+    ) -> Iterator[tuple[int, Callable[[], Iterator[Step]]]]:
+        """Per optimizer step: rows of its smallest forward pass, and a function that yields its pieces."""
+        companions = self._companions(traversal, epoch, index)
+        for number, rows in enumerate(self._visits(traversal, epoch, index).split(self._size(traversal))):
+            picked: dict[Split, Tensor] = {traversal.over: rows}
+            if traversal.paired is not None:
+                picked[traversal.paired] = next(companions)
+            largest = max(len(r) for r in picked.values())
+            pieces = -(-largest // (self.objective.micro_batch_size or largest))
+            generator = self.workplace.generator(3, epoch, index, number)
+
+            def micro(
+                picked: dict[Split, Tensor] = picked,
+                pieces: int = pieces,
+                generator: torch.Generator = generator,
+            ) -> Iterator[Step]:
+                drawn: dict[Split, Drawn] = {s: Drawn(s, r, self.sources[s]) for s, r in picked.items()}
+                parts = {s: torch.arange(len(r)).tensor_split(pieces) for s, r in picked.items()}
+                progress = (self.done_steps - 1) / self.total_steps
+                phase = traversal.name or traversal.over
+                for k in range(pieces):
+                    piece: dict[Split, Tensor] = {s: part[k] for s, part in parts.items()}
+                    yield Step(
+                        model, self.state, drawn, piece, 1.0 / pieces, phase, epoch, progress, generator
+                    )
+
+            yield min(len(r) for r in picked.values()) // pieces, micro
+
+    def _companions(self, traversal: Pass, epoch: int, index: int) -> Iterator[Tensor]:
+        """Batches of the paired split, cycled, in a new order each time round."""
+        if traversal.paired is None:
+            return
+        n, turn = len(self.sources[traversal.paired]), 0
+        while True:
+            generator = self.workplace.generator(4, epoch, index, turn)
+            yield from self.objective.order(traversal.paired, n, epoch, generator).split(
+                self._size(traversal)
+            )
+            turn += 1
+
+    def _log(self, epoch: int, traversal: Pass, terms: dict[str, Tensor], lr: float) -> None:
+        entry = {
+            "step": self.done_steps,
+            "of": self.total_steps,
+            "epoch": epoch,
+            "phase": traversal.name or traversal.over,
+            "lr": lr,
+        }
+        self.workplace.log.append({**entry, **terms})
+        if self.workplace.on_step is not None:
+            self.workplace.on_step(entry)
+
+    def _flush_log(self) -> None:
+        # Tensors become numbers once, at the end: a read in every step would wait for the device.
+        for entry in self.workplace.log:
+            for key, value in entry.items():
+                if isinstance(value, Tensor):
+                    entry[key] = value.item()
+
+
+class Held:
+    """Keeps masked-out weights bitwise where they were, against momentum and weight decay too."""
+
+    def __init__(self, parameters: list[tuple[str, nn.Parameter]], mask: dict[str, Tensor] | None) -> None:
+        self._held = (
+            []
+            if mask is None
+            else [(p, mask[n].to(p.device), p.detach().clone()) for n, p in parameters if n in mask]
+        )
+
+    def mask_gradients(self) -> None:
+        """Zero the gradients of masked-out weights."""
+        for parameter, mask, _ in self._held:
+            if parameter.grad is not None:
+                parameter.grad.mul_(mask)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put masked-out weights back."""
+        for parameter, mask, original in self._held:
+            parameter.copy_(torch.where(mask, parameter, original))
+
+
+def make_optimizer(training: Training, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer that `training` names. Weight decay is L2 for sgd and adam, decoupled for adamw."""
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=training.lr, momentum=training.momentum, weight_decay=training.weight_decay
+        )
+    cls = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
+    return cls(parameters, lr=training.lr, weight_decay=training.weight_decay)
+
+
+class Fit(Objective):
+    """Plain training by maximum likelihood; how targets, retrained models and fresh teachers are made."""
+
+    over: Split = param("train", "rows to train on", source="ours")
+
+    def passes(self, epoch: int) -> Sequence[Pass]:  # noqa: D102
+        return [Pass(self.over)]
+
+    def loss(self, step: Step) -> dict[str, Tensor]:  # noqa: D102
+        return {"nll": step.mean(self.over, step.family.nll(step.outputs(self.over), step.batch(self.over)))}
+
+
+def fit(problem: Problem, model: nn.Module, over: Split, recipe: Training, workplace: Workplace) -> nn.Module:
+    """Train `model` on the rows `over` by `recipe`, in place."""
+    values = {k: getattr(recipe, k) for k in Training.model_fields}
+    return Loop(Fit(over=over, **values), problem, model, workplace).run()

@@ -1,0 +1,200 @@
+"""Charts that look inside one number: by class, by example and by layer.
+
+As in `charts`, None where there is nothing to draw, and no colors.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from expunge.report.content import Losses, ProblemSection
+from expunge.report.statements import split_name
+from expunge.report.vega import (
+    NOT_OTHERS,
+    ROLES,
+    Spec,
+    along,
+    by_layer,
+    by_position,
+    chart,
+    distinct,
+    dropdown,
+    faded,
+    legend_click,
+    models,
+    name_of,
+    natural,
+    per_model,
+    quantity,
+    roles,
+    rounded,
+    series,
+    tips,
+)
+
+
+def by_class(section: ProblemSection) -> Spec | None:
+    """Bars per class or group, of the metrics of the main table: target, retrained models, one method."""
+    table = section.results
+    groups = sorted({g for row in table.rows for cell in row.cells for g in cell.groups}, key=natural)
+    methods = [r.label for r in table.rows if r.role == "unlearned" and any(c.groups for c in r.cells)]
+    if not methods:
+        return None
+    rows = [
+        {"measure": name_of(column), "value": values}
+        for i, column in enumerate(table.columns)
+        if not by_layer(column)
+        and any(values := [by_position(row.cells[i], groups) for row in table.rows])
+    ]
+    measures = [row["measure"] for row in rows]
+    first = next((m for m in measures if m.endswith("test")), measures[0])
+    return chart(
+        rows,
+        "Values by class",
+        height=240,
+        params=[
+            *models([row.label for row in table.rows], [row.role for row in table.rows]),
+            {"name": "groups", "value": groups},
+            dropdown("method", "Method", methods),
+            dropdown("measure", "Measure", measures, first),
+        ],
+        transform=[
+            {"filter": "datum.measure == measure"},
+            *per_model("value"),
+            {"filter": NOT_OTHERS},
+            *along("groups", "group", "value"),
+        ],
+        mark={"type": "bar", "cornerRadiusEnd": 1},
+        encoding={
+            "x": {
+                "field": "group",
+                "type": "nominal",
+                "title": "Class",
+                "sort": groups,
+                "axis": {"labelAngle": 0},
+            },
+            "xOffset": {"field": "role", "sort": ROLES},
+            "y": quantity("value", title=None),
+            "color": roles(),
+            "tooltip": tips(("label", "model"), ("group", "class"), ("value", "value", ".4~g")),
+        },
+    )
+
+
+def loss_distributions(losses: Losses, bins: int = 40) -> Spec | None:
+    """Histograms of per-example loss, a panel per data set: target, retrained models, one method at a time.
+
+    Values are binned here: the page holds shares of examples, never single examples.
+    """
+    given = {
+        (label, split): np.asarray(v, dtype=float) for label, by in losses.items() for split, v in by.items()
+    }
+    values = {key: finite for key, v in given.items() if len(finite := v[np.isfinite(v)])}
+    labels = distinct(label for label, _ in values)
+    methods = [label for label in labels if label not in ROLES[:2]]
+    if not methods:
+        return None
+    edges, kind = _edges(np.concatenate(list(values.values())), bins)
+    splits = distinct(split for _, split in values)
+    rows = [
+        {
+            "split": split_name(split),
+            "share": [_shares(values.get((label, split)), edges) for label in labels],
+            "n": [len(values.get((label, split), ())) for label in labels],
+        }
+        for split in splits
+    ]
+    axis = {"format": "~g", "tickCount": 4}
+    encoding = {
+        "x": quantity(
+            "loss", title="Loss per example (nats)", axis=axis, scale={"type": kind, "nice": False}
+        ),
+        "y": quantity("share", title="Share of examples", axis={"format": "~%"}, stack=None),
+        "color": roles(),
+        "tooltip": tips(
+            ("label", "model"), ("loss", "loss from", ".2~g"), ("share", "share", ".1%"), ("n", "values")
+        ),
+    }
+    marks = [{"type": "area", "opacity": 0.14}, {"type": "line", "strokeWidth": 1.6}]
+    spec = chart(
+        rows,
+        "Loss distributions",
+        params=[
+            *models(labels, [label if label in ROLES[:2] else "unlearned" for label in labels]),
+            {"name": "edges", "value": [rounded(e) for e in edges]},
+            dropdown("method", "Method", methods),
+        ],
+        transform=[*per_model("share", "n"), {"filter": NOT_OTHERS}, *along("edges", "loss", "share")],
+        facet={"field": "split", "type": "nominal", "sort": [row["split"] for row in rows]},
+        columns=min(4, len(rows)),
+        spec={
+            "width": 250,
+            "height": 170,
+            "layer": [
+                {"mark": {**mark, "interpolate": "step-after"}, "encoding": encoding} for mark in marks
+            ],
+        },
+    )
+    del spec["width"]  # each panel has its own; the page sets it from the room there is
+    return spec
+
+
+def _shares(values: np.ndarray | None, edges: np.ndarray) -> list[float | int] | None:
+    if values is None:
+        return None
+    counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
+    return [*(rounded(float(share)) for share in counts / len(values)), 0]  # the last edge closes the outline
+
+
+def _edges(pooled: np.ndarray, bins: int) -> tuple[np.ndarray, str]:
+    """Bin edges and kind of scale: losses that are never negative get a log scale."""
+    low, high = float(pooled.min()), float(pooled.max())
+    if low < 0 or high <= 0:
+        return np.linspace(low, high if high > low else low + 1.0, bins + 1), "linear"
+    floor = max(1e-6, float(np.quantile(pooled, 0.01)))
+    return np.geomspace(min(floor, high / 10), high, bins + 1), "log"
+
+
+def similarity_by_layer(section: ProblemSection) -> Spec | None:
+    """Lines of CKA over the layers, one per method."""
+    table = section.further
+    columns = [(i, column) for i, column in enumerate(table.columns) if by_layer(column)]
+    drawn = [row for row in table.rows if any(row.cells[i].groups for i, _ in columns)]
+    if not drawn:
+        return None
+    layers = sorted({g for row in drawn for i, _ in columns for g in row.cells[i].groups}, key=natural)
+    rows = [
+        {"pair": name_of(column), "cka": [by_position(row.cells[i], layers) for row in drawn]}
+        for i, column in columns
+    ]
+    line = {
+        "params": [legend_click()],
+        "mark": {"type": "line", "point": {"filled": True, "size": 45}, "strokeWidth": 1.8},
+        "encoding": {
+            "x": {
+                "field": "layer",
+                "type": "ordinal",
+                "title": "Layer, by name",
+                "sort": layers,
+                "axis": {"labelAngle": 0},
+            },
+            "y": quantity(
+                "cka", title="Linear CKA (1 = same up to rotation and scale)", scale={"domain": [0, 1]}
+            ),
+            **series(drawn),
+            "opacity": faded(),
+            "tooltip": tips(("label", "model"), ("layer",), ("cka", "CKA", ".3f")),
+        },
+    }
+    return chart(
+        rows,
+        "Similarity of representations by layer",
+        height=240,
+        params=[
+            *models([row.label for row in drawn], [row.role for row in drawn]),
+            {"name": "layers", "value": layers},
+            dropdown("pair", "Compared", [row["pair"] for row in rows]),
+        ],
+        transform=[{"filter": "datum.pair == pair"}, *per_model("cka"), *along("layers", "layer", "cka")],
+        layer=[line],
+    )

@@ -1,0 +1,146 @@
+"""Pieces that the charts are put together from, in the words of Vega-Lite.
+
+The data of a chart are one row per measure with a value, or a list of values, per model; the names of the
+models stand once, in a parameter, and transforms unfold the rows when the chart is drawn. Written out, one
+row per mark, the same data would be ten times as large.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from expunge.report.statements import DIRECTIONS, split_name
+from expunge.report.tables import Cell, Column, Row
+
+Spec = dict[str, Any]
+
+SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
+ROLES = ["target", "retrained", "unlearned"]
+NOT_OTHERS = "(datum.role != 'unlearned' || datum.label == method)"
+"""Keeps the target, the retrained models and the chosen method."""
+
+
+def chart(values: Sequence[Spec], title: str, **parts: Any) -> Spec:
+    """A specification as wide as its container."""
+    data = {"name": "rows", "values": list(values)}
+    return {"$schema": SCHEMA, "description": title, "width": "container", "data": data, **parts}
+
+
+def rounded(value: float) -> float | int:
+    """Four significant digits: more than a chart can show."""
+    short = float(f"{value:.4g}")
+    return int(short) if short.is_integer() else short
+
+
+def models(labels: Sequence[str], roles: Sequence[str]) -> list[Spec]:
+    """The parameters `models` and `roles`, which `per_model` reads."""
+    return [{"name": "models", "value": list(labels)}, {"name": "roles", "value": list(roles)}]
+
+
+def per_model(field: str, *more: str) -> list[Spec]:
+    """Unfold lists with an entry per model into a row per model, where `field` has an entry for it."""
+    return [
+        {"calculate": "models", "as": "label"},
+        {"calculate": "roles", "as": "role"},
+        {"flatten": ["label", "role", field, *more]},
+        {"filter": f"isValid(datum.{field})"},
+    ]
+
+
+def along(parameter: str, position: str, field: str) -> list[Spec]:
+    """Unfold the list in `field`, whose entries lie at the positions that a parameter lists."""
+    return [
+        {"calculate": parameter, "as": position},
+        {"flatten": [position, field]},
+        {"filter": f"isValid(datum.{field})"},
+    ]
+
+
+def by_position(cell: Cell, positions: Sequence[str]) -> list[float | int | None] | None:
+    """The cell's values by group, in the order of `positions`; None where it has no groups."""
+    values = [cell.groups.get(position) for position in positions]
+    return [None if v is None else rounded(v) for v in values] if cell.groups else None
+
+
+def distinct(items: Iterable[str]) -> list[str]:
+    """Each item once, in order of appearance."""
+    return list(dict.fromkeys(items))
+
+
+def natural(name: str) -> list[tuple[int, int | str]]:
+    """Sort key in which ``layer2`` comes before ``layer10``."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def by_layer(column: Column) -> bool:
+    """Whether the groups of a column are layers."""
+    return column.metric.startswith("cka")
+
+
+def name_of(column: Column) -> str:
+    """Title and data set."""
+    return f"{column.title}, {split_name(column.split)}"
+
+
+def measured(column: Column) -> Spec:
+    """Title, format and scale of an axis that shows a metric."""
+    glyph, words = DIRECTIONS[column.direction]
+    unit = "" if column.unit == "share" else f" in {column.unit}"
+    axis = {"format": "~%"} if column.unit == "share" else {}
+    return {"title": f"{name_of(column)}{unit} ({glyph} {words})", "axis": axis, "scale": {"zero": False}}
+
+
+def number_format(column: Column) -> str:
+    """How tooltips show the values of a column."""
+    return ".1%" if column.unit == "share" else ".4~r"
+
+
+def quantity(field: str, **more: Any) -> Spec:
+    """A quantitative channel."""
+    return {"field": field, "type": "quantitative", **more}
+
+
+def label_axis(order: Sequence[str]) -> Spec:
+    """One line of the chart per model."""
+    return {"field": "label", "type": "nominal", "title": None, "sort": list(order)}
+
+
+def roles() -> Spec:
+    """Color by role."""
+    return {"field": "role", "type": "nominal", "scale": {"domain": ROLES, "range": "ordinal"}}
+
+
+def series(rows: Sequence[Row]) -> Spec:
+    """Color and shape of the models: both, so that neither is needed to tell them apart."""
+    label = {"field": "label", "type": "nominal", "scale": {"domain": [row.label for row in rows]}}
+    return {"color": label, "shape": label}
+
+
+def tips(*fields: tuple[str, ...]) -> list[Spec]:
+    """Tooltip rows from (field, title, format); title and format may be left out."""
+    keys = ("field", "title", "format")
+    return [dict(zip(keys, given, strict=False)) for given in fields]
+
+
+def guide(at: float) -> Spec:
+    """A dashed line across the chart; one row of data, or it would be drawn once per row."""
+    mark = {"type": "rule", "style": "guide"}
+    return {"data": {"values": [{}]}, "mark": mark, "encoding": {"x": {"datum": at, "type": "quantitative"}}}
+
+
+def dropdown(name: str, label: str, options: Sequence[str], first: str | None = None) -> Spec:
+    """A parameter that the reader chooses from a list."""
+    bind = {"input": "select", "options": list(options), "name": f"{label} "}
+    return {"name": name, "value": first or options[0], "bind": bind}
+
+
+def legend_click() -> Spec:
+    """The parameter `picked`: the models whose legend entries were clicked."""
+    return {"name": "picked", "select": {"type": "point", "fields": ["label"]}, "bind": "legend"}
+
+
+def faded(full: float = 1.0) -> Spec:
+    """Opacity that fades what was not picked."""
+    return {"condition": {"param": "picked", "value": full}, "value": 0.08}
