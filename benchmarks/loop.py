@@ -13,7 +13,7 @@ from expunge.methods import METHODS, Workplace
 from expunge.methods.loop import fit
 from expunge.problem import Problem, Training
 
-EPOCHS = 3
+EPOCHS = 8
 
 
 def digits() -> Problem:

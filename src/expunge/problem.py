@@ -75,7 +75,7 @@ class Problem:
     source: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        ids = self.train["id"] if "id" in self.train.column_names else None
+        ids = self.train["id"][:] if "id" in self.train.column_names else None
         if ids is None:
             raise BadInput(
                 f"{self.name}: the training data has no 'id' column; every example needs a stable string id"
@@ -98,7 +98,7 @@ class Problem:
                 continue
             if split != "holdout" and split in RESERVED:
                 raise BadInput(f"{self.name}: a probe cannot be called '{split}'; that name is taken")
-            shared = set(map(str, dataset["id"])) & set(ids)
+            shared = set(map(str, dataset["id"][:])) & set(ids)
             if split == "holdout" and shared:
                 raise BadInput(
                     f"{self.name}: holdout shares {len(shared)} ids with the training data (first: '{min(shared)}'); "
@@ -113,7 +113,7 @@ class Problem:
     def forget_mask(self) -> np.ndarray:
         """`[n]` bool: which rows of `train` are to be forgotten."""
         chosen = set(self.forget_ids)
-        return np.asarray([str(i) in chosen for i in self.train["id"]])
+        return np.asarray([str(i) in chosen for i in self.train["id"][:]])
 
     @cached_property
     def forget_rows(self) -> np.ndarray:
@@ -225,9 +225,9 @@ def with_ids(dataset: Dataset, column: str | None, prefix: str) -> Dataset:
         raise BadInput(f"no id column '{column}'; the data has {', '.join(dataset.column_names)}")
     source: Sequence[Any]
     if column is not None:
-        source = dataset[column]
+        source = dataset[column][:]
     elif "id" in dataset.column_names:
-        source = dataset["id"]
+        source = dataset["id"][:]
     else:
         source = [f"{prefix}-{i:06d}" for i in range(len(dataset))]
     if "id" in dataset.column_names:

@@ -57,7 +57,7 @@ def audit(
             f"two models are called '{next(n for n in names if names.count(n) > 1)}'; rename one of the folders"
         )
     spec = options.problem_spec(
-        problem, benchmark=benchmark, model=None if benchmark else target or model[0], data=data,
+        problem, benchmark=benchmark, model=None if benchmark or problem else target or model[0], data=data,
         forget=forget, family=family, holdout=holdout, test=test, target=target_column, id=id_column, group=group_column,
         inputs=options.columns(inputs), allow_pickle=allow_pickle,
     )  # fmt: skip

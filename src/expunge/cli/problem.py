@@ -45,9 +45,9 @@ def problem_spec(file: Path | None, **given: Any) -> Any:
 
     content = read_spec(file) if file is not None else {}
     content |= {k: v for k, v in given.items() if v is not None and v is not False}
-    if not content.get("benchmark") and not content.get("data"):
+    if not any(content.get(key) for key in ("benchmark", "data", "forget_data")):
         raise BadInput("there is no data: give --data FILE, --benchmark NAME or --problem FILE")
-    if not content.get("forget"):
+    if not any(content.get(key) for key in ("benchmark", "forget", "forget_data")):
         raise BadInput(
             "nothing is said to be forgotten: give --forget, such as --forget class=3 or --forget ids.txt"
         )

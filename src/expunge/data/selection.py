@@ -92,7 +92,7 @@ class Selection(Parameters):
 
         The words go into reports: they never contain an id or a user's name.
         """
-        known = [str(i) for i in dataset["id"]]
+        known = [str(i) for i in dataset["id"][:]]
         if self.ids is not None:
             wanted = self._ids(base)
             unknown = sorted(wanted - set(known))

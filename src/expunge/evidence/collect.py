@@ -98,10 +98,9 @@ def collect(
                     arrays[name] = torch.empty((len(batches), *value.shape[1:]), dtype=value.dtype)
                 arrays[name][rows] = value.cpu()
     model.train(was_training)
-    columns: dict[str, pa.Array] = {"id": pa.array([str(i) for i in dataset["id"]])}
-    groups = family.groups(dataset)
-    if groups is not None:
-        columns["group"] = pa.array([str(g) for g in groups])
+    columns: dict[str, pa.Array] = {"id": pa.array(batches.ids)}
+    if batches.groups is not None:
+        columns["group"] = pa.array(batches.groups)
     for name, value in arrays.items():
         columns[name] = _arrow(value.numpy())
     return Evidence(pa.table(columns))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +36,16 @@ class Batches:
 
     def __len__(self) -> int:
         return len(self._dataset)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Example ids, in row order."""
+        return [str(i) for i in self._dataset["id"][:]]
+
+    @cached_property
+    def groups(self) -> np.ndarray | None:
+        """`[n]` group of each example, or None where the family has none."""
+        return self.family.groups(self._dataset)
 
     def take(self, rows: Tensor) -> Batch:
         """The examples numbered `rows` (`[b]`, long, CPU)."""

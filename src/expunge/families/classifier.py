@@ -144,8 +144,8 @@ class Classifier(Family):
     def groups(self, dataset: Dataset) -> np.ndarray:
         """The `group` column where one is named, else the class."""
         if self.group is not None:
-            return np.asarray([str(v) for v in dataset[self.group]])
-        return np.asarray([self.classes[int(v)] for v in dataset[self.target]])
+            return np.asarray([str(v) for v in dataset[self.group][:]])
+        return np.asarray([self.classes[int(v)] for v in dataset[self.target][:]])
 
     def trim(self, batch: Batch) -> Batch:  # noqa: D102
         return Batch(batch.ids, self.inputs.trim(batch.inputs), batch.targets, batch.mask)
@@ -156,7 +156,7 @@ class Classifier(Family):
             raise BadInput(
                 f"{name} has no label column '{self.target}'; it has {', '.join(dataset.column_names)}"
             )
-        labels = list(dataset[self.target])
+        labels = list(dataset[self.target][:])
         for row, label in enumerate(labels):
             if not isinstance(label, (int, np.integer)) or not 0 <= label < len(self.classes):
                 raise BadInput(
@@ -172,18 +172,14 @@ def modified_entropy(logp: Tensor, target: Tensor, margin: Tensor) -> Tensor:
     wrong ones. ``ln(1 - p_k)`` comes from the logits, so that p_k near 1 stays finite.
     """
     p = logp.exp()
-    # ln(1 - p_k) = log of the sum of the other probabilities; exact where 1 - p_k would round to 0.
-    n = logp.shape[1]
-    off_diagonal = (
-        logp.unsqueeze(1)
-        .expand(-1, n, -1)
-        .masked_fill(torch.eye(n, dtype=torch.bool, device=logp.device), -math.inf)
-    )
-    log_rest = off_diagonal.logsumexp(-1)
-    not_y = 1.0 - F.one_hot(target, n).to(logp)
+    # ln(1 - p_k) as log1p(-p_k) loses its digits only where p_k is near 1, which is one class at most: there it is the
+    # log of the sum of the other probabilities.
+    top = logp.argmax(-1, keepdim=True)
+    log_rest = torch.log1p(-p.clamp(max=0.75))
+    log_rest = log_rest.scatter(1, top, logp.scatter(1, top, -math.inf).logsumexp(-1, keepdim=True))
+    terms = (p * log_rest).scatter(1, target[:, None], 0.0)
     logp_y = logp.gather(1, target[:, None]).squeeze(1)
-    one_minus_p_y = torch.sigmoid(-margin)
-    return -one_minus_p_y * logp_y - (not_y * p * log_rest).sum(-1)
+    return -torch.sigmoid(-margin) * logp_y - terms.sum(-1)
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -169,7 +169,7 @@ class Regressor(Family):
 
     def groups(self, dataset: Dataset) -> np.ndarray | None:
         """The `group` column where one is named."""
-        return None if self.group is None else np.asarray([str(v) for v in dataset[self.group]])
+        return None if self.group is None else np.asarray([str(v) for v in dataset[self.group][:]])
 
     def trim(self, batch: Batch) -> Batch:  # noqa: D102
         return Batch(batch.ids, self.inputs.trim(batch.inputs), batch.targets, batch.mask)

@@ -16,7 +16,7 @@ from expunge.families.batches import Batches
 from expunge.methods.base import Workplace
 from expunge.methods.checkpoint import Checkpoints
 from expunge.methods.frozen import Split
-from expunge.methods.objective import Drawn, Objective, Pass, State, Step
+from expunge.methods.objective import Objective, Pass, State, Step, Turn
 from expunge.parameters import param
 from expunge.problem import Problem, Training
 
@@ -58,7 +58,10 @@ class Loop:
         optimizer = make_optimizer(objective, [p for _, p in trainable])
         checkpoints = Checkpoints(self.workplace.checkpoint)
         start = checkpoints.load(model, optimizer, self.state.kept)
-        wrapped, optimizer = accelerator.prepare(model, optimizer)
+        wrapped = accelerator.prepare(model)
+        if accelerator.scaler is not None:
+            # Only loss scaling needs the wrapped optimizer, which looks for optional packages on disk in every step.
+            optimizer = accelerator.prepare(optimizer)
         for epoch, passes in enumerate(self.plan):
             for index, traversal in enumerate(passes):
                 if (epoch, index) < start[:2]:
@@ -164,22 +167,28 @@ class Loop:
                 picked[traversal.paired] = next(companions)
             largest = max(len(r) for r in picked.values())
             pieces = -(-largest // (self.objective.micro_batch_size or largest))
-            generator = self.workplace.generator(3, epoch, index, number)
 
             def micro(
-                picked: dict[Split, Tensor] = picked,
-                pieces: int = pieces,
-                generator: torch.Generator = generator,
+                picked: dict[Split, Tensor] = picked, pieces: int = pieces, number: int = number
             ) -> Iterator[Step]:
-                drawn: dict[Split, Drawn] = {s: Drawn(s, r, self.sources[s]) for s, r in picked.items()}
-                parts = {s: torch.arange(len(r)).tensor_split(pieces) for s, r in picked.items()}
                 progress = (self.done_steps - 1) / self.total_steps
-                phase = traversal.name or traversal.over
+                turn = Turn(
+                    self.state,
+                    picked,
+                    traversal.name or traversal.over,
+                    epoch,
+                    progress,
+                    3,
+                    epoch,
+                    index,
+                    number,
+                )
+                if pieces == 1:
+                    yield Step(model, turn)
+                    return
+                parts = {s: torch.arange(len(r)).tensor_split(pieces) for s, r in picked.items()}
                 for k in range(pieces):
-                    piece: dict[Split, Tensor] = {s: part[k] for s, part in parts.items()}
-                    yield Step(
-                        model, self.state, drawn, piece, 1.0 / pieces, phase, epoch, progress, generator
-                    )
+                    yield Step(model, turn, {s: part[k] for s, part in parts.items()}, 1.0 / pieces)
 
             yield min(len(r) for r in picked.values()) // pieces, micro
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar, Literal, final
 
 import torch
@@ -59,13 +60,28 @@ class State:
         )
 
 
-class Drawn:
-    """The rows of one optimizer step from one split."""
+class Turn:
+    """One optimizer step: its rows from each split, and the randomness that belongs to it."""
 
-    def __init__(self, split: Split, rows: Tensor, batches: Batches) -> None:
-        self.split, self.rows = split, rows
-        self.batch = batches.take(rows)
-        self.relabeled: dict[str, Batch] = {}
+    def __init__(
+        self, state: State, rows: dict[Split, Tensor], phase: str, epoch: int, progress: float, *purpose: int
+    ) -> None:
+        self.state, self.rows, self.phase, self.epoch, self.progress = state, rows, phase, epoch, progress
+        self._purpose = purpose
+        self.batches = {split: state.sources[split].take(chosen) for split, chosen in rows.items()}
+        self._relabeled: dict[tuple[Split, str], Batch] = {}
+
+    @cached_property
+    def generator(self) -> torch.Generator:
+        """Fixed by seed, epoch, pass and step, so that an interrupted run needs no saved state."""
+        return self.state.workplace.generator(*self._purpose)
+
+    def relabeled(self, split: Split, how: str) -> Batch:
+        """All rows of `split` with other targets, drawn once."""
+        key = (split, how)
+        if key not in self._relabeled:
+            self._relabeled[key] = self.state.problem.family.relabel(self.batches[split], how, self.generator)
+        return self._relabeled[key]
 
 
 class Step:
@@ -76,15 +92,19 @@ class Step:
     """
 
     def __init__(
-        self, model: nn.Module, state: State, drawn: dict[Split, Drawn], piece: dict[Split, Tensor], share: float,
-        phase: str, epoch: int, progress: float, generator: torch.Generator,
-    ) -> None:  # fmt: skip
-        self.model, self.state, self.phase, self.epoch, self.progress = model, state, phase, epoch, progress
-        self.family, self.generator = state.problem.family, generator
-        self._drawn, self._piece, self._share = drawn, piece, share
-        whole = share == 1.0
-        self._batches = {s: d.batch if whole else d.batch.select(piece[s]) for s, d in drawn.items()}
+        self, model: nn.Module, turn: Turn, piece: dict[Split, Tensor] | None = None, share: float = 1.0
+    ) -> None:
+        self.model, self.state, self.family = model, turn.state, turn.state.problem.family
+        self.phase, self.epoch, self.progress = turn.phase, turn.epoch, turn.progress
+        self._turn, self._piece, self._share = turn, piece, share
+        whole = turn.batches
+        self._batches = whole if piece is None else {s: b.select(piece[s]) for s, b in whole.items()}
         self._outputs: dict[tuple[Split, tuple[str, ...]], Outputs] = {}
+
+    @property
+    def generator(self) -> torch.Generator:
+        """Randomness of this optimizer step."""
+        return self._turn.generator
 
     @property
     def forget(self) -> Batch:
@@ -123,11 +143,8 @@ class Step:
 
     def relabeled(self, split: Split, how: str) -> Batch:
         """This step's rows with other targets; drawn once for the whole batch, whatever the micro-batches."""
-        drawn = self._drawn[split]
-        if how not in drawn.relabeled:
-            drawn.relabeled[how] = self.family.relabel(drawn.batch, how, self.generator)
-        batch = drawn.relabeled[how]
-        return batch if self._share == 1.0 else batch.select(self._piece[split])
+        batch = self._turn.relabeled(split, how)
+        return batch if self._piece is None else batch.select(self._piece[split])
 
     def mean(self, split: Split, values: Tensor, where: Tensor | None = None) -> Tensor:
         """This piece's part of the mean of `values` (`[B]`) over the optimizer step's rows of `split`.
@@ -136,15 +153,15 @@ class Step:
         """
         if where is not None:
             values = torch.where(where, values, torch.zeros_like(values))
-        return values.sum() / len(self._drawn[split].batch)
+        return values.sum() / len(self._turn.rows[split])
 
     def once(self, value: Tensor) -> Tensor:
         """This piece's part of a term that does not depend on data, such as a weight penalty."""
         return value * self._share
 
     def _rows(self, split: Split) -> Tensor:
-        rows = self._drawn[split].rows
-        return rows if self._share == 1.0 else rows[self._piece[split]]
+        rows = self._turn.rows[split]
+        return rows if self._piece is None else rows[self._piece[split]]
 
 
 class Objective(Method, Training):

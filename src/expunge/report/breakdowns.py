@@ -43,8 +43,7 @@ def by_class(section: ProblemSection) -> Spec | None:
     rows = [
         {"measure": name_of(column), "value": values}
         for i, column in enumerate(table.columns)
-        if not by_layer(column)
-        and any(values := [by_position(row.cells[i], groups) for row in table.rows])
+        if not by_layer(column) and any(values := [by_position(row.cells[i], groups) for row in table.rows])
     ]
     measures = [row["measure"] for row in rows]
     first = next((m for m in measures if m.endswith("test")), measures[0])

@@ -57,7 +57,9 @@ def forgetting_against_utility(section: ProblemSection) -> Spec | None:
     if not means:
         return None
     columns = table.columns[i], table.columns[j]
-    position = {"x": quantity("x", **measured(columns[0])), "y": quantity("y", **measured(columns[1]))}
+    # Marks at 0 or 100 % would lie on the frame without the padding, which rounding the ends would multiply.
+    room = {"scale": {"zero": False, "nice": False, "padding": 14}}
+    position = {c: quantity(c, **measured(column) | room) for c, column in zip("xy", columns, strict=True)}
     drawn = series([row for row in table.rows if any(m["label"] == row.label for m in means)])
     shown = [
         ("label", "model"),
@@ -80,11 +82,22 @@ def forgetting_against_utility(section: ProblemSection) -> Spec | None:
     if width is not None and height is not None:
         box = {"x": width.low, "x2": width.high, "y": height.low, "y2": height.high}
         corners = {"x": quantity("x"), "x2": {"field": "x2"}, "y": quantity("y"), "y2": {"field": "y2"}}
-        # The wide stroke keeps the box visible where the retrained models agree exactly.
-        mark = {"type": "rect", "style": "reference", "strokeWidth": 8, "strokeJoin": "round"}
-        region = {"data": {"values": [{k: rounded(v) for k, v in box.items()}]}, "mark": mark}
-        layers.insert(0, {**region, "encoding": corners})
-    return chart(means, "Forgetting against utility", height=340, layer=layers)
+        # Wider than its corners by some pixels, to be visible where the retrained models agree exactly.
+        wider = {"xOffset": -9, "x2Offset": 9, "yOffset": 9, "y2Offset": -9, "cornerRadius": 5}
+        mark = {"type": "rect", "style": "reference", **wider}
+        region = {"data": {"values": [{k: rounded(v) for k, v in box.items()}]}}
+        name = {
+            "type": "text",
+            "text": "retrained",
+            "align": "right",
+            "baseline": "bottom",
+            "dy": -11,
+            "dx": 9,
+        }
+        right = {"x": quantity("x2"), "y": quantity("y2")}
+        layers.insert(0, {**region, "mark": mark, "encoding": corners})
+        layers.append({**region, "mark": name, "encoding": right})
+    return chart(means, "Forgetting against utility", height=300, layer=layers)
 
 
 def membership(section: ProblemSection) -> Spec | None:

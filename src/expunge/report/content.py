@@ -10,7 +10,7 @@ from pydantic import Field
 
 from expunge.methods.base import METHODS
 from expunge.metrics import METRICS
-from expunge.record import Judged, Record, ScoreFile, Verdict
+from expunge.record import Judged, Record, ScoreFile, Verdict, mean_of
 from expunge.report.findings import Outcome, outcome, ranked
 from expunge.report.statements import GLOSSARY, claim, listed, split_name, untested
 from expunge.report.tables import (
@@ -75,8 +75,11 @@ class Procedure(Record):
     role: Role
     seeds: list[int]
     passed: dict[str, Any] = Field(description="parameters as passed")
-    changed: dict[str, Any] = Field(description="those passed parameters that differ from the method's defaults")
+    changed: dict[str, Any] = Field(
+        description="those passed parameters that differ from the method's defaults"
+    )
     effective: dict[str, Any] = Field(description="all parameters in effect")
+    passes: float | None = Field(default=None, description="mean over seeds, in sizes of the training data")
     paper: str = ""
     notes: list[str] = Field(
         default_factory=list, description="what the method reported, once per distinct note"
@@ -178,7 +181,9 @@ class Report(Record):
     untested: list[Untested]
     measures: list[Measure]
     glossary: list[Definition]
-    sources: list[Definition] = Field(description="publications, with the methods and metrics taken from each")
+    sources: list[Definition] = Field(
+        description="publications, with the methods and metrics taken from each"
+    )
 
 
 def compose(given: ReportInput) -> Report:
@@ -214,6 +219,7 @@ def _section(card: Mapping[str, Any], scores: ScoreFile) -> ProblemSection:
     costs = [c for c, attack in others if not attack and _is_cost(c)]
     further = [c for c, attack in others if not attack and not _is_cost(c)]
     attacks = [c for c, attack in columns.values() if attack]
+    judged_on = {(v.metric, v.split) for v in verdicts}
     done = [m for m in judged if role_of(m) == "unlearned" and m.status == "ok"]
     methods = {m.label for m in judged if role_of(m) == "unlearned"}
     tested = [v for v in verdicts if v.label in methods]
@@ -232,8 +238,10 @@ def _section(card: Mapping[str, Any], scores: ScoreFile) -> ProblemSection:
         procedures=[_procedure(label, models) for label, models in by_label(judged).items()],
         results=build_table(judged, main),
         further=build_table(measured, sorted(further, key=_by_metric)),
-        attacks=build_table(measured, sorted(attacks, key=lambda c: _split_rank(c.split))),
-        costs=build_table(measured, costs),
+        attacks=build_table(
+            measured, sorted(attacks, key=lambda c: (_split_rank(c.split), c.key not in judged_on))
+        ),
+        costs=build_table([m for m in measured if any(m.score(*c.key) for c in costs)], costs),
         failures=_failures(judged),
     )
 
@@ -252,8 +260,9 @@ def _split_rank(split: str) -> tuple[int, str]:
 
 def _procedure(label: str, models: Sequence[Judged]) -> Procedure:
     first = models[0]
-    method = METHODS[first.method] if first.method in METHODS else None
-    fields = method.model_fields if method is not None else {}
+    known = first.method in METHODS
+    fields = METHODS[first.method].model_fields if known else {}
+    passes = [s.value for m in models if (s := m.score("passes", "run")) and s.value is not None]
     return Procedure(
         label=label,
         method=first.method,
@@ -262,7 +271,8 @@ def _procedure(label: str, models: Sequence[Judged]) -> Procedure:
         passed=first.passed,
         changed={k: v for k, v in first.passed.items() if k not in fields or fields[k].default != v},
         effective=first.effective,
-        paper=method.paper if method is not None else "",
+        passes=mean_of(passes) if passes else None,
+        paper=METHODS[first.method].paper if known else "",
         notes=list(dict.fromkeys(note for m in models for note in m.notes)),
         model_ids=[m.model_id for m in models if m.model_id],
     )
@@ -327,5 +337,8 @@ def _sources(methods: Sequence[str], metrics: Sequence[str]) -> list[Definition]
             papers.setdefault(METHODS[name].paper, []).append(name)
     for name in metrics:
         if name in METRICS and METRICS[name].source:
-            papers.setdefault(METRICS[name].source, []).append(METRICS[name].title)
-    return [Definition(term=paper, meaning=listed(names)) for paper, names in papers.items()]
+            # What a title has in brackets is a variant, such as the statistic that an attacker looks at.
+            papers.setdefault(METRICS[name].source, []).append(METRICS[name].title.split(" (")[0])
+    return [
+        Definition(term=paper, meaning=listed(list(dict.fromkeys(names)))) for paper, names in papers.items()
+    ]

@@ -18,30 +18,36 @@ from markupsafe import Markup
 
 from expunge.files import write_atomic
 from expunge.record import Verdict
-from expunge.report import charts
-from expunge.report.content import ProblemSection, Report, ReportInput, compose
+from expunge.report import breakdowns, charts
+from expunge.report.content import Losses, ProblemSection, Report, ReportInput, compose
+from expunge.report.findings import matrix
+from expunge.report.matrices import attack_matrices, cost_matrix
 from expunge.report.notation import scale, shown, shown_interval
 from expunge.report.palette import VARIABLES, css, theme
-from expunge.report.statements import DIRECTIONS, JUDGEMENTS, counted, split_name
-from expunge.report.tables import Role
+from expunge.report.statements import DIRECTIONS, JUDGEMENTS, counted, listed, split_name
+from expunge.report.vega import Spec
 
 CAPTIONS = {
     "utility": (
         "Small marks are single models, outlined marks means over seeds. The gray box spans the retrained "
         "models: forgetting should arrive in it."
     ),
-    "classes": ("The target, the retrained models and one method. A good method follows the retrained bars."),
+    "membership": (
+        "Mean and 95 % interval per method. The dashed line is guessing, the gray band the retrained models."
+    ),
+    "classes": "The target, the retrained models and one method. A good method follows the retrained bars.",
     "losses": (
         "Share of examples by loss; what lies outside the axis is counted in its first or last bin. After "
         "forgetting, the forget set should look as it does to retrained models."
     ),
     "layers": "How alike the hidden representations of two models are, layer by layer, as linear CKA.",
-    "membership": (
-        "Mean and 95 % interval per method. The dashed line is guessing, the gray band the retrained models."
-    ),
     "costs": "Bars to the left of the dashed line are cheaper than retraining from scratch.",
 }
 """One sentence under each chart that says how to read it."""
+MARKS = {"no larger difference": "≡", "different": "≠", "undecided": "?"}
+"""The sign of each judgement; its words stand beside it for readers who do not see it."""
+STRIP = 66
+"""Width of the strip that shows an interval against its margin, in pixels; it spans three margins either way."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +63,15 @@ def write_report(given: ReportInput, folder: Path) -> Path:
     """Write ``report.html`` and ``report.json`` into `folder`, each whole or not at all; return the page."""
     report = compose(given)
     page = folder / "report.html"
-    write_atomic(folder / "report.json", report.model_dump_json(indent=1))
+    write_atomic(folder / "report.json", report.model_dump_json(exclude_none=True))
     write_atomic(page, render(report, given.losses))
     return page
 
 
-def render(report: Report, losses: Mapping[str, charts.Losses] | None = None) -> str:
+def render(report: Report, losses: Mapping[str, Losses] | None = None) -> str:
     """The page as text; `losses` are those of `ReportInput`; without them their chart is left out."""
     figures: list[dict[str, Figure]] = []
-    specs: dict[str, charts.Spec] = {}
+    specs: dict[str, Spec] = {}
     for number, section in enumerate(report.problems):
         found: dict[str, Figure] = {}
         for kind, spec in _specs(section, (losses or {}).get(section.name, {})).items():
@@ -77,6 +83,7 @@ def render(report: Report, losses: Mapping[str, charts.Losses] | None = None) ->
     template = _environment().get_template("report.html.j2")
     return template.render(
         report=report,
+        measures={measure.name: measure for measure in report.measures},
         figures=figures,
         css=Markup(css() + _asset("report.css")),
         scripts=[Markup(s) for s in scripts],
@@ -85,13 +92,14 @@ def render(report: Report, losses: Mapping[str, charts.Losses] | None = None) ->
     )
 
 
-def _specs(section: ProblemSection, losses: charts.Losses) -> dict[str, charts.Spec]:
+def _specs(section: ProblemSection, losses: Losses) -> dict[str, Spec]:
+    in_order = {label: losses[label] for label, _ in section.labels if label in losses}
     drawn = {
         "utility": charts.forgetting_against_utility(section),
-        "classes": charts.by_class(section),
-        "losses": charts.loss_distributions(losses),
-        "layers": charts.similarity_by_layer(section),
         "membership": charts.membership(section),
+        "losses": breakdowns.loss_distributions({**in_order, **losses}),
+        "classes": breakdowns.by_class(section),
+        "layers": breakdowns.similarity_by_layer(section),
         "costs": charts.costs(section),
     }
     return {kind: spec for kind, spec in drawn.items() if spec is not None}
@@ -137,13 +145,16 @@ def _environment() -> Environment:
         "shown_interval": shown_interval,
         "counted": counted,
         "split_name": split_name,
-        "by_method": by_method,
+        "listed": listed,
+        "matrix": matrix,
+        "attack_matrices": attack_matrices,
+        "cost_matrix": cost_matrix,
         "strip": strip,
         "step": tint_step,
         "parameters": parameters,
     }
     environment.globals.update(words)
-    environment.globals.update(directions=DIRECTIONS, judgements=JUDGEMENTS)
+    environment.globals.update(directions=DIRECTIONS, judgements=JUDGEMENTS, marks=MARKS, strip_width=STRIP)
     return environment
 
 
@@ -157,28 +168,23 @@ def parameters(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={json.dumps(value)}" for name, value in values.items())
 
 
-def by_method(section: ProblemSection) -> list[tuple[str, Role, list[Verdict]]]:
-    """Label, role and verdicts of each method, in the order of the tables."""
-    found = ((p, [v for v in section.verdicts if v.label == p.label]) for p in section.procedures)
-    return [(procedure.label, procedure.role, verdicts) for procedure, verdicts in found if verdicts]
-
-
 def strip(verdict: Verdict) -> dict[str, float] | None:
-    """Where margin and interval of a difference are drawn, in percent of the width; 50 is no difference."""
-    if verdict.difference is None:
+    """Where an interval of a difference is drawn, in pixels from the left; the margin ends at 1/3 and 2/3.
+
+    The scale is the same for every verdict, so that strips can be compared. What lies outside is drawn up to
+    the edge; `beyond` is then -1 or 1 where the estimate itself lies outside, else 0.
+    """
+    if verdict.difference is None or not verdict.margin:
         return None
-    low, high = (
-        (verdict.interval.low, verdict.interval.high) if verdict.interval else (verdict.difference,) * 2
-    )
-    reach = max(2 * verdict.margin, 1.1 * abs(low), 1.1 * abs(high)) or 1.0
+    reach = 3 * verdict.margin
 
     def place(value: float) -> float:
-        return round(50 + 50 * value / reach, 2)
+        return round(STRIP / 2 * (1 + min(1.0, max(-1.0, value / reach))), 1)
 
+    ends = verdict.interval
     return {
-        "low": place(low),
-        "high": place(high),
+        "low": place(ends.low if ends else verdict.difference),
+        "high": place(ends.high if ends else verdict.difference),
         "difference": place(verdict.difference),
-        "margin_low": place(-verdict.margin),
-        "margin_high": place(verdict.margin),
+        "beyond": (verdict.difference > reach) - (verdict.difference < -reach),
     }

@@ -43,8 +43,6 @@ DARK = {
 }
 SERIES = ("target", "retrained", "unlearned", "series-4", "series-5", "series-6", "series-7", "series-8")
 SHAPES = ("diamond", "square", "circle", "triangle-up", "triangle-down", "cross", "triangle-right")
-CYCLES = 5
-"""How often the methods' colors and shapes are gone through."""
 VARIABLES = {name: f"var(--{name})" for name in LIGHT}
 """Colors as CSS custom properties: a chart drawn as SVG then follows the page into dark mode and print."""
 
@@ -103,17 +101,12 @@ def theme(colors: Mapping[str, str] = LIGHT) -> dict[str, Any]:
         "header": {**text, "labelColor": colors["ink"], "title": None, "labelFontWeight": 500},
         "text": {"fill": colors["ink"], "fontSize": 12},
         "range": {
-            "category": [colors[name] for name in (*SERIES[:2], *SERIES[2:] * CYCLES)],
+            "category": [colors[name] for name in (*SERIES[:2], *SERIES[2:] * 5)],
             "ordinal": [colors[name] for name in SERIES[:3]],
-            "symbol": [*SHAPES[:2], *SHAPES[2:] * CYCLES],
+            "symbol": [*SHAPES[:2], *SHAPES[2:] * 6],
         },
         "style": {
-            "reference": {
-                "fill": colors["retrained"],
-                "fillOpacity": 0.18,
-                "stroke": colors["retrained"],
-                "strokeOpacity": 0.18,
-            },
+            "reference": {"color": colors["retrained"], "opacity": 0.25},
             "guide": {"stroke": colors["muted"], "strokeDash": [4, 3], "strokeWidth": 1},
         },
     }

@@ -116,6 +116,13 @@ class Row(Record):
     seeds: list[int]
     cells: list[Cell]
 
+    @property
+    def reason(self) -> int | None:
+        """Number of the note that explains the whole row, where no cell has a value and all say the same."""
+        said = {(cell.value, *cell.notes) for cell in self.cells}
+        value, *notes = said.pop() if len(said) == 1 else (None,)
+        return notes[0] if value is None and len(notes) == 1 else None
+
 
 class Table(Record):
     """Methods by metrics."""
@@ -129,6 +136,12 @@ class Table(Record):
     missing: list[Column] = Field(
         default_factory=list, description="columns left out because no model has a value"
     )
+
+    @property
+    def footnotes(self) -> list[tuple[int, str]]:
+        """Numbered notes that cells refer to; what explains a whole row stands in that row."""
+        used = {n for row in self.rows if row.reason is None for cell in row.cells for n in cell.notes}
+        return [(n, note) for n, note in enumerate(self.notes, 1) if n in used]
 
     def find(self, metric: str, split: str) -> int | None:
         """Position of a column, where the table has it."""
@@ -163,17 +176,26 @@ def columns_of(judged: Sequence[Judged]) -> dict[Key, tuple[Column, bool]]:
 
 
 def _column(score: Score, judged: Sequence[Judged]) -> Column:
-    declared = METRICS[score.metric] if score.metric in METRICS else None
+    low, high = _range(score)
     return Column(
         metric=score.metric,
         split=score.split,
         title=title_of(score.metric),
         unit=score.unit,
         direction=score.direction,
-        low=finite(declared.low) if declared else None,
-        high=finite(declared.high) if declared else None,
+        low=low,
+        high=high,
         retrained=_spread(judged, score.metric, score.split),
     )
+
+
+def _range(score: Score) -> tuple[float | None, float | None]:
+    """Smallest and largest possible value."""
+    if score.metric in METRICS:
+        return finite(METRICS[score.metric].low), finite(METRICS[score.metric].high)
+    if score.metric in COSTS or score.metric in COMPOSITES:
+        return 0.0, 1.0 if score.unit.startswith("share") else None
+    return None, None
 
 
 def by_label(judged: Sequence[Judged]) -> dict[str, list[Judged]]:

@@ -85,11 +85,11 @@ def name_of(column: Column) -> str:
 
 
 def measured(column: Column) -> Spec:
-    """Title, format and scale of an axis that shows a metric."""
+    """Title and format of an axis that shows a metric."""
     glyph, words = DIRECTIONS[column.direction]
-    unit = "" if column.unit == "share" else f" in {column.unit}"
-    axis = {"format": "~%"} if column.unit == "share" else {}
-    return {"title": f"{name_of(column)}{unit} ({glyph} {words})", "axis": axis, "scale": {"zero": False}}
+    if column.unit == "share":
+        return {"title": f"{name_of(column)} ({glyph} {words})", "axis": {"format": "~%"}}
+    return {"title": [name_of(column), f"{column.unit} ({glyph} {words})"]}
 
 
 def number_format(column: Column) -> str:

@@ -78,7 +78,7 @@ def split(dataset: Dataset, sizes: Sequence[int]) -> list[Dataset]:
     """Disjoint parts of the given sizes, in a random order that the ids fix."""
     if sum(sizes) > len(dataset):
         raise BadInput(f"cannot split {len(dataset)} rows into parts of {', '.join(map(str, sizes))}")
-    order = shuffled([str(i) for i in dataset["id"]])
+    order = shuffled([str(i) for i in dataset["id"][:]])
     parts, start = [], 0
     for size in sizes:
         parts.append(dataset.select(order[start : start + size]))

@@ -12,7 +12,7 @@ async function draw(figure) {
   const place = figure.querySelector(".chart");
   const width = place.clientWidth;
   figure.dataset.width = width;
-  const legend = { ...config.legend, columns: Math.max(1, Math.floor(width / 190)) };
+  const legend = { ...config.legend, columns: Math.max(1, Math.floor(width / 160)) };
   const { view } = await vegaEmbed(place, fitted(specs[figure.id], width), {
     config: { ...config, legend },
     renderer: "svg",
@@ -35,7 +35,12 @@ function save(svg, name) {
 
 document.documentElement.classList.add("drawn");
 const figures = [...document.querySelectorAll("figure[id]")];
-for (const figure of figures) await draw(figure);
+for (const figure of figures) {
+  // What is folded has no width yet, and may never be looked at.
+  const folded = figure.closest("details:not([open])");
+  if (folded) folded.addEventListener("toggle", () => draw(figure), { once: true });
+  else await draw(figure);
+}
 document.documentElement.dataset.ready = "yes";
 
 let waiting;
@@ -44,10 +49,7 @@ addEventListener("resize", () => {
   waiting = setTimeout(() => {
     for (const figure of figures) {
       const width = figure.querySelector(".chart").clientWidth;
-      if (width && Math.abs(width - figure.dataset.width) > 24) draw(figure);
+      if (width && figure.dataset.width && Math.abs(width - figure.dataset.width) > 24) draw(figure);
     }
   }, 150);
-});
-addEventListener("beforeprint", () => {
-  for (const details of document.querySelectorAll("details")) details.open = true;
 });

@@ -1,0 +1,83 @@
+"""Write what can be derived from the code, so that no fact is kept by hand twice.
+
+    python docs/generate.py                                  reference pages, and the marked blocks of other pages
+    python docs/generate.py --check                          exit 1 where a marked block is not current
+    python docs/generate.py --results runs/demo/scores.json  docs/results.md
+
+A marked block stands between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``. The pages under docs/reference are
+not kept in version control.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS))
+
+from writers import reference, results, schema  # noqa: E402
+
+BLOCKS = {
+    "methods": (DOCS.parent / "README.md", reference.methods_by_family),
+    "papers": (DOCS / "concepts" / "paper-index.md", reference.paper_index),
+    "scores-schema": (DOCS / "schema.md", schema.score_file),
+}
+"""Where each marked block stands, and what writes it."""
+
+PAGES = {
+    "methods": reference.methods,
+    "metrics": reference.metrics,
+    "attacks": reference.attacks,
+    "benchmarks": reference.benchmarks,
+    "families": reference.families,
+    "specifications": reference.specifications,
+    "command-line": reference.command_line,
+}
+"""The pages under docs/reference."""
+
+
+def refreshed(page: str, name: str, content: str) -> str:
+    """The text of a page with the block `name` replaced."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, found, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise SystemExit(f"there is no block '{name}' to refresh; put {begin} and {end} where it belongs")
+    return f"{before}{begin}\n{content.strip()}\n{end}{after}"
+
+
+def stale() -> list[str]:
+    """Names of the marked blocks that differ from what the code says."""
+    return [
+        n
+        for n, (path, write) in BLOCKS.items()
+        if refreshed(path.read_text(), n, write()) != path.read_text()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit 1 where a marked block is stale"
+    )
+    parser.add_argument(
+        "--results", type=Path, metavar="SCORES", help="write docs/results.md from this scores.json"
+    )
+    given = parser.parse_args()
+    if given.check:
+        found = stale()
+        raise SystemExit(f"not current: {', '.join(found)}; run python docs/generate.py" if found else 0)
+    if given.results:
+        (DOCS / "results.md").write_text(results.page(given.results))
+        return
+    for name, (path, write) in BLOCKS.items():
+        path.write_text(refreshed(path.read_text(), name, write()))
+    (DOCS / "reference").mkdir(exist_ok=True)
+    for name, write in PAGES.items():
+        (DOCS / "reference" / f"{name}.md").write_text(write())
+
+
+if __name__ == "__main__":
+    main()

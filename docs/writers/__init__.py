@@ -1,0 +1,1 @@
+"""What generate.py writes: pages and blocks that are derived from the code."""

@@ -1,0 +1,1 @@
+"""Tests of the documentation: what it shows runs, links lead somewhere, generated parts are current."""
