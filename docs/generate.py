@@ -58,7 +58,7 @@ def stale() -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Write what can be derived from the code.")
     parser.add_argument(
         "--check", action="store_true", help="change nothing; exit 1 where a marked block is stale"
     )

@@ -52,6 +52,10 @@ def test_page_draws_quietly(browser: Any, page_file: Path, width: int, scheme: s
     page.on("request", lambda request: requests.append(request.url))
     page.goto(page_file.as_uri())
     page.wait_for_selector("html[data-ready=yes]")
+    # What is folded is drawn when it is opened.
+    assert 0 < page.locator("figure svg").count() < page.locator("figure").count()
+    page.evaluate("for (const folded of document.querySelectorAll('details')) folded.open = true")
+    page.wait_for_function("document.querySelectorAll('figure svg.marks').length == 7")
     assert said == []
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
     assert page.locator("figure svg").count() == page.locator("figure").count() == 7
@@ -66,6 +70,8 @@ def test_dropdown_changes_the_chart(browser: Any, page_file: Path) -> None:
     page = browser.new_page(viewport={"width": 1200, "height": 900})
     page.goto(page_file.as_uri())
     page.wait_for_selector("html[data-ready=yes]")
+    page.locator("details:has(#chart-0-classes) > summary").click()
+    page.wait_for_selector("#chart-0-classes .mark-rect path")
     marks = "document.querySelectorAll('#chart-0-classes .mark-rect path')"
     bars = f"[...{marks}].map(mark => mark.getAttribute('d')).join()"
     before = page.evaluate(bars)
@@ -91,4 +97,9 @@ def test_prints(browser: Any, page_file: Path) -> None:
     page.emulate_media(media="print", color_scheme="dark")
     # Paper is light whatever the screen was.
     assert page.evaluate("getComputedStyle(document.body).color") == "rgb(27, 32, 37)"
+    # What was folded is left out, which the page then says; what was opened is printed.
+    words = page.locator("details:has(> .words)")
+    assert not words.is_visible() and page.locator(".print-only").is_visible()
+    page.evaluate("document.querySelector('details:has(> .words)').open = true")
+    assert words.is_visible()
     page.close()

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+from html import unescape
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import vl_convert
 from factory import report_input, scores
 
-from expunge.report import charts, compose
+from expunge.record import mean_of
+from expunge.report import breakdowns, charts, compose
 from expunge.report.content import ProblemSection
-from expunge.report.palette import DARK, LIGHT, SERIES, VARIABLES, css, theme
+from expunge.report.palette import DARK, LIGHT, SERIES, SHAPES, VARIABLES, css, theme
+from expunge.report.vega import ROLES, Spec, rounded
 
 altair = pytest.importorskip("altair")
 jsonschema = pytest.importorskip("jsonschema")
@@ -31,12 +37,12 @@ def section() -> ProblemSection:
 
 
 @pytest.fixture(scope="module")
-def specs(section: ProblemSection) -> dict[str, charts.Spec | None]:
+def specs(section: ProblemSection) -> dict[str, Spec | None]:
     return {
         "utility": charts.forgetting_against_utility(section),
-        "classes": charts.by_class(section),
-        "losses": charts.loss_distributions(report_input().losses["digits"]),
-        "layers": charts.similarity_by_layer(section),
+        "classes": breakdowns.by_class(section),
+        "losses": breakdowns.loss_distributions(report_input().losses["digits"]),
+        "layers": breakdowns.similarity_by_layer(section),
         "membership": charts.membership(section),
         "costs": charts.costs(section),
     }
@@ -45,24 +51,45 @@ def specs(section: ProblemSection) -> dict[str, charts.Spec | None]:
 KINDS = ("utility", "classes", "losses", "layers", "membership", "costs")
 
 
-def rows(spec: charts.Spec | None) -> list[dict[str, Any]]:
+def rows(spec: Spec | None) -> list[dict[str, Any]]:
     assert spec is not None
     return spec["data"]["values"]
 
 
+def parameter(spec: Spec | None, name: str) -> Any:
+    return next(p["value"] for p in (spec or {})["params"] if p["name"] == name)
+
+
+def drawn(spec: Spec | None) -> list[dict[str, str]]:
+    """The marks that Vega draws, as {field or title: value}, from the descriptions it gives them."""
+    fitted = {**(spec or {}), "config": theme()}
+    if fitted.get("width") == "container":
+        fitted["width"] = 400
+    svg = vl_convert.vegalite_to_svg(fitted, "6.1")
+    said = [unescape(text) for text in re.findall(r'<[^>]*aria-label="([^"]*)"', svg)]
+    return [dict(part.split(": ", 1) for part in text.split("; ")) for text in said if "; " in text]
+
+
+def found(metric: str, split: str, label: str) -> list[float]:
+    scores_found = [
+        m.score(metric, split) for m in scores().judged if (m.problem, m.label) == ("digits", label)
+    ]
+    return [s.value for s in scores_found if s is not None and s.value is not None]
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_specifications_are_valid(kind: str, specs: dict[str, charts.Spec | None], validator: Any) -> None:
+def test_specifications_are_valid(kind: str, specs: dict[str, Spec | None], validator: Any) -> None:
     for colors in (LIGHT, DARK, VARIABLES):
         spec = {**(specs[kind] or {}), "config": theme(colors)}
         faults = [f"{list(e.absolute_path)}: {e.message[:200]}" for e in validator.iter_errors(spec)]
         assert not faults
 
 
-def test_the_validator_can_refuse(specs: dict[str, charts.Spec | None], validator: Any) -> None:
+def test_the_validator_can_refuse(specs: dict[str, Spec | None], validator: Any) -> None:
     assert not validator.is_valid({**(specs["classes"] or {}), "mark": "no-such-mark"})
 
 
-def test_points_are_the_models(specs: dict[str, charts.Spec | None]) -> None:
+def test_points_are_the_models(specs: dict[str, Spec | None]) -> None:
     layers = (specs["utility"] or {})["layer"]
     box, points = layers[0]["data"]["values"], layers[1]["data"]["values"]
     expected = [
@@ -72,52 +99,113 @@ def test_points_are_the_models(specs: dict[str, charts.Spec | None]) -> None:
         and (test := m.score("accuracy", "test"))
         and (forget := m.score("accuracy", "forget"))
     ]
-    assert sorted((p["label"], p["seed"], p["x"], p["y"]) for p in points) == sorted(expected)
+    key = itemgetter("label", "seed")
+    for point, (label, seed, x, y) in zip(sorted(points, key=key), sorted(expected), strict=True):
+        assert (point["label"], point["seed"]) == (label, seed)
+        assert (point["x"], point["y"]) == pytest.approx((x, y), rel=5e-4, abs=0)
     retrained = [(x, y) for label, _, x, y in expected if label == "retrain"]
     across, down = zip(*retrained, strict=True)
-    assert box == [{"x": min(across), "x2": max(across), "y": min(down), "y2": max(down)}]
+    corners = {"x": min(across), "x2": max(across), "y": min(down), "y2": max(down)}
+    assert box == [pytest.approx(corners, rel=5e-4)]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0.123456, 0.1235), (-1234567.0, -1235000), (3.0, 3), (2.5e-7, 2.5e-7), (0.0, 0)]
+)
+def test_charts_hold_four_significant_digits(value: float, expected: float) -> None:
+    assert rounded(value) == expected
+
+
+def test_membership_marks_are_the_mean_over_seeds(specs: dict[str, Spec | None]) -> None:
+    dots = {d["label"]: d for d in drawn(specs["membership"]) if "AUC" in d}
+    labels = {m.label for m in scores().judged if m.problem == "digits"} - {"blindspot"}
+    assert set(dots) == labels
+    for label, dot in dots.items():
+        mean = mean_of(found("mia-loss-logistic", "forget", label))
+        assert float(dot["AUC"]) == pytest.approx(mean, rel=5e-4)
+        assert float(dot["interval from"]) < mean < float(dot["interval to"])
+    assert dots["retrain"]["role"] == "retrained" and dots["ssd"]["role"] == "unlearned"
+
+
+def test_class_bars_are_three_models_by_class(specs: dict[str, Spec | None]) -> None:
+    bars = drawn(specs["classes"])
+    method = parameter(specs["classes"], "method")
+    assert {(b["model"], b["class"]) for b in bars} == {
+        (label, str(c)) for label in ("target", "retrain", method) for c in range(10)
+    }
+    assert len(bars) == 30
+    for bar in bars:
+        models = [m for m in scores().judged if (m.problem, m.label) == ("digits", bar["model"])]
+        by_seed = [s.groups[bar["class"]] for m in models if (s := m.score("accuracy", "test"))]
+        assert float(bar["value"]) == pytest.approx(mean_of(by_seed), rel=6e-4)
+
+
+def test_layer_lines_are_every_model_by_layer(specs: dict[str, Spec | None]) -> None:
+    points = {(d["model"], d["layer"]): float(d["CKA"]) for d in drawn(specs["layers"]) if "CKA" in d}
+    for (label, layer), value in points.items():
+        models = [m for m in scores().judged if (m.problem, m.label) == ("digits", label)]
+        by_seed = [s.groups[layer] for m in models if (s := m.score("cka-to-retrained", "test"))]
+        assert value == pytest.approx(mean_of(by_seed), abs=1e-3)
+    # A line is described by its first point, so every model is there in each of three layers.
+    assert {layer for _, layer in points} == {"layer1", "layer2", "layer10"}
+    assert len(points) == 7 * 3
 
 
 def test_losses_are_binned_to_shares() -> None:
     losses = {"target": {"forget": [0.0, 0.001, 0.1]}, "ssd": {"forget": [10.0, float("nan"), 0.5, 0.5, 0.5]}}
-    found = rows(charts.loss_distributions(losses, bins=8))
-    for label, n in (("target", 3), ("ssd", 4)):
-        mine = [r for r in found if r["label"] == label]
-        assert sum(r["share"] for r in mine) == pytest.approx(
-            1.0, abs=1e-3
-        )  # shares are rounded to five decimals
-        assert {r["n"] for r in mine} == {n}
-        assert len(mine) == 9  # eight bins and the closing edge
-    edges = [r["loss"] for r in found if r["label"] == "ssd"]
+    spec = breakdowns.loss_distributions(losses, bins=8)
+    (panel,) = rows(spec)
+    assert parameter(spec, "models") == ["target", "ssd"] and parameter(spec, "roles") == [
+        "target",
+        "unlearned",
+    ]
+    assert panel["n"] == [3, 4]
+    for shares in panel["share"]:
+        assert sum(shares) == pytest.approx(1.0, abs=1e-3)  # rounded to four digits
+        assert len(shares) == 9 and shares[-1] == 0  # eight bins and the closing edge
+    assert panel["share"][1][-2] == 0.25  # 10.0 alone is in the last bin
+    edges = parameter(spec, "edges")
+    assert len(edges) == 9
     assert edges == sorted(edges) and edges[-1] == pytest.approx(10.0)
+    # Vega unfolds them into an outline per model; each is described by its first point.
+    outlines = {(d["model"], d["values"]) for d in drawn(spec)}
+    assert outlines == {("target", "3"), ("ssd", "4")}
+
+
+def test_data_that_a_model_lacks_are_left_out() -> None:
+    losses = {"target": {"forget": [1.0, 2.0]}, "ssd": {"forget": [1.0], "retain": [2.0]}}
+    spec = breakdowns.loss_distributions(losses, bins=2)
+    retain = next(row for row in rows(spec) if row["split"] == "retain set")
+    assert retain["share"][0] is None and retain["n"] == [0, 1]
+    assert {d["model"] for d in drawn(spec) if d["values"] == "1"} == {"ssd"}
 
 
 def test_negative_losses_get_a_linear_axis() -> None:
-    spec = charts.loss_distributions({"ssd": {"forget": [-1.0, 0.0, 2.0]}}, bins=3)
-    edges = [r["loss"] for r in rows(spec)]
+    spec = breakdowns.loss_distributions({"ssd": {"forget": [-1.0, 0.0, 2.0]}}, bins=3)
+    edges = parameter(spec, "edges")
     assert np.diff(edges) == pytest.approx([1.0, 1.0, 1.0])
     assert spec is not None and spec["spec"]["layer"][0]["encoding"]["x"]["scale"]["type"] == "linear"
 
 
 def test_costs_leave_out_what_a_logarithm_cannot_show(section: ProblemSection) -> None:
-    found = rows(charts.costs(section))
-    passes = {r["label"] for r in found if r["cost"] == "Passes over the data"}
+    bars = rows(charts.costs(section))
+    passes = {r["label"] for r in bars if r["cost"] == "Passes over the data"}
     assert "ssd" not in passes and "salun (rho=0.5)" in passes
-    assert all(r["ratio"] > 0 for r in found)
+    assert all(r["ratio"] > 0 for r in bars)
 
 
-def test_layers_are_in_natural_order(specs: dict[str, charts.Spec | None]) -> None:
+def test_layers_are_in_natural_order(specs: dict[str, Spec | None]) -> None:
     spec = specs["layers"] or {}
     assert spec["layer"][0]["encoding"]["x"]["sort"] == ["layer1", "layer2", "layer10"]
 
 
 def test_nothing_to_draw_gives_no_chart() -> None:
     regression = compose(report_input()).problems[1]
-    assert charts.by_class(regression) is None
+    assert breakdowns.by_class(regression) is None
     assert charts.membership(regression) is None
     assert charts.costs(regression) is None
-    assert charts.similarity_by_layer(regression) is None
-    assert charts.loss_distributions({}) is None
+    assert breakdowns.similarity_by_layer(regression) is None
+    assert breakdowns.loss_distributions({}) is None
     assert charts.forgetting_against_utility(regression) is not None  # mae instead of accuracy
 
 
@@ -162,7 +250,7 @@ def seen_with(kind: str, color: str) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["protan", "deutan"])
 @pytest.mark.parametrize("colors", [LIGHT, DARK])
 def test_roles_stay_apart_for_color_blind_readers(kind: str, colors: dict[str, str]) -> None:
-    for one, other in itertools.combinations(charts.ROLES, 2):
+    for one, other in itertools.combinations(ROLES, 2):
         assert np.linalg.norm(seen_with(kind, colors[one]) - seen_with(kind, colors[other])) > 0.15
 
 
@@ -170,3 +258,11 @@ def test_every_variable_is_defined_in_both_modes() -> None:
     text = css()
     assert all(text.count(f"--{name}:") == 2 for name in VARIABLES)
     assert set(LIGHT) == set(DARK)
+
+
+def test_methods_never_wear_the_marks_of_target_and_retraining() -> None:
+    ranges = theme()["range"]
+    worn = list(zip(ranges["category"], ranges["symbol"], strict=True))
+    assert len(worn) == len(set(worn)) >= 30
+    assert not {LIGHT["target"], LIGHT["retrained"]} & {color for color, _ in worn[2:]}
+    assert not set(SHAPES[:2]) & {shape for _, shape in worn[2:]}

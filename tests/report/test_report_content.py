@@ -7,6 +7,7 @@ import math
 import pytest
 from factory import SEEDS, report_input, scores
 
+from expunge.methods.base import METHODS
 from expunge.metrics import METRICS
 from expunge.record import Judged, Reference, Score, ScoreFile
 from expunge.report import Report, compose
@@ -72,7 +73,9 @@ def test_one_seed_has_no_interval_over_seeds() -> None:
 def test_retrained_spread_is_the_hand_worked_one() -> None:
     # 2, 4, 9: mean 5; deviations -3, -1, 4; s^2 = 26/2 = 13.
     section = section_of({"retrain": [2.0, 4.0, 9.0], "ssd": [5.0]}, unit="points")
-    spread = section.spread("accuracy", "forget")
+    column = section.column("accuracy", "forget")
+    assert column is not None
+    spread = column.retrained
     assert spread is not None and spread.deviation is not None
     assert (spread.mean, spread.low, spread.high) == (5.0, 2.0, 9.0)
     assert spread.deviation == pytest.approx(math.sqrt(13))
@@ -90,7 +93,8 @@ def test_spread_falls_back_on_attached_references() -> None:
     judged = Judged(problem="p", problem_id="x", method="ssd", label="ssd", seed=0, scores=[score])
     file = ScoreFile(name="n", problems=[{"name": "p"}], judged=[judged])
     section = compose(report_input(file)).problems[0]
-    assert section.references[0].values == [0.1, 0.3]
+    ((column, spread),) = section.references
+    assert column.key == ("accuracy", "forget") and spread.values == [0.1, 0.3]
     assert "2 models retrained from scratch" in section.claim
 
 
@@ -118,12 +122,22 @@ def test_every_cell_is_the_mean_over_seeds(report: Report) -> None:
     assert compared > 60
 
 
-def test_every_score_is_in_exactly_one_table(report: Report) -> None:
+def test_every_score_is_in_a_table_or_said_to_be_missing(report: Report) -> None:
     file = scores()
     for section in report.problems:
         expected = {(s.metric, s.split) for m in file.judged if m.problem == section.name for s in m.scores}
-        listed = [(c.metric, c.split) for table in section.tables for c in table.columns]
-        assert sorted(listed) == sorted(expected)
+        listed = [c.key for table in section.tables for c in (*table.columns, *table.missing)]
+        # The judged attack stands in the main table and among the attacks; nothing else stands twice.
+        twice = {("mia-loss-logistic", "forget")} & expected
+        assert sorted(listed) == sorted([*expected, *twice])
+        with_value = {
+            (s.metric, s.split)
+            for m in file.judged
+            if m.problem == section.name
+            for s in m.scores
+            if s.value is not None
+        }
+        assert {c.key for table in section.tables for c in table.missing} == expected - with_value
 
 
 def test_distance_is_relative_to_the_farthest_row_and_to_the_noise_of_retraining() -> None:
@@ -162,19 +176,59 @@ def test_missing_values_keep_their_reason(report: Report) -> None:
     assert section.results.notes[partly.notes[0] - 1].startswith(
         "Failed for 1 of 3 seeds: bad-teacher produced NaN"
     )
-    undefined = cell_of(section, "ssd", "tpr-at-1-percent-fpr")
-    assert undefined.status == "undefined"
-    assert section.attacks.notes[undefined.notes[0] - 1] == (
-        "Undefined: only 20 non-members of the same class; 100 are needed"
+    # No model has this one: the column is left out, with its reason once among the failures.
+    assert [c.metric for c in section.attacks.missing] == ["tpr-at-1-percent-fpr"]
+    (undefined,) = [f for f in section.failures if f.status == "undefined"]
+    assert undefined.reason == "only 20 non-members of the same class; 100 are needed"
+    assert undefined.models == ["all models"]
+    assert cell_of(section, "ssd", "peak-bytes", "run").value is not None
+    assert "target" not in [row.label for row in section.costs.rows]  # no method made it
+
+
+def test_a_row_without_any_value_is_explained_as_a_whole(report: Report) -> None:
+    table = report.problems[0].results
+    by_label = {row.label: row for row in table.rows}
+    number = by_label["blindspot"].reason
+    assert number is not None
+    assert table.notes[number - 1] == "Not applicable: it fits regressor, not classifier"
+    assert all(row.reason is None for label, row in by_label.items() if label != "blindspot")
+    # Below the table stand the notes that its cells refer to by number.
+    ((_, note),) = table.footnotes
+    assert note.startswith("Failed for 1 of 3 seeds: bad-teacher")
+
+
+def test_failures_are_gathered_by_reason(report: Report) -> None:
+    failures = report.problems[0].failures
+    assert len({(f.status, f.reason) for f in failures}) == len(failures)
+    by_reason = {f.reason: f for f in failures}
+    assert by_reason["it fits regressor, not classifier"].models == ["blindspot"]
+    nan = next(f for reason, f in by_reason.items() if "NaN" in reason)
+    assert (nan.what, nan.status, nan.models) == (["Run"], "failed", ["bad-teacher (seed 2)"])
+
+    def without(split: str, seed: int) -> Score:
+        return (
+            Score(
+                metric="own", split=split, unit="x", direction="match", status="undefined", reason="too few"
+            )
+            if seed
+            else Score(metric="own", split=split, unit="x", direction="match", value=1.0)
+        )
+
+    judged = [
+        Judged(
+            problem="p", problem_id="x", method=label, label=label, seed=seed,
+            scores=[without("forget", seed), without("test", seed)],
+        )
+        for label in ("a", "b")
+        for seed in (0, 1, 2)
+    ]  # fmt: skip
+    (one,) = (
+        compose(report_input(ScoreFile(name="n", problems=[{"name": "p"}], judged=judged)))
+        .problems[0]
+        .failures
     )
-    assert cell_of(section, "target", "seconds", "run").status == "not measured"
-
-
-def test_failures_list_models_once(report: Report) -> None:
-    found = {f.reason: f for f in report.problems[0].failures}
-    assert found["it fits regressor, not classifier"].models == ["blindspot"]
-    nan = next(f for reason, f in found.items() if "NaN" in reason)
-    assert (nan.what, nan.status, nan.models) == ("Run", "failed", ["bad-teacher (seed 2)"])
+    assert one.what == ["own, forget set", "own, test"]
+    assert one.models == ["a (seed 1 and 2)", "b (seed 1 and 2)"]
 
 
 def test_claim_counts_what_was_judged(report: Report) -> None:
@@ -204,8 +258,44 @@ def test_untested_is_everything_known_minus_what_ran() -> None:
     assert "Copies outside the model" in titles
 
 
+def test_untested_names_the_problems_it_is_missing_from(report: Report) -> None:
+    by_title = {u.title: u for u in report.untested if u.title != "Metrics left out"}
+    assert by_title["Relearning"].problems == ["digits", "pressure"]
+    left_out = [u for u in report.untested if u.title == "Metrics left out"]
+    assert sorted(name for u in left_out for name in u.problems) == ["digits", "pressure"]
+
+
+def test_sources_name_each_publication_once(report: Report) -> None:
+    papers = [s.term for s in report.sources]
+    assert len(papers) == len(set(papers))
+    membership = next(s for s in report.sources if s.term == METRICS["mia-loss-logistic"].source)
+    assert membership.meaning == "Membership AUC"  # not once per statistic and attacker
+
+
+def test_procedure_shows_what_differs_from_the_defaults() -> None:
+    default = METHODS["scrub"].model_fields["rewind"].default
+    judged = [
+        Judged(
+            problem="p", problem_id="x", method="scrub", label="scrub", seed=0, passed={"rewind": value},
+            scores=[Score(metric="passes", split="run", unit="passes", direction="lower", value=2.5)],
+        )
+        for value in (default, not default)
+    ]  # fmt: skip
+    for model, changed in zip(judged, ({}, {"rewind": not default}), strict=True):
+        file = ScoreFile(name="n", problems=[{"name": "p"}], judged=[model])
+        (step,) = compose(report_input(file)).problems[0].procedures
+        assert (step.passed, step.changed, step.passes) == (model.passed, changed, 2.5)
+
+
 def test_json_round_trip(report: Report) -> None:
-    assert Report.model_validate_json(report.model_dump_json()) == report
+    text = report.model_dump_json(exclude_none=True)
+    read = Report.model_validate_json(text)
+    assert read.model_dump_json(exclude_none=True) == text
+    # The values of single seeds stay in scores.json; means, intervals and reasons are here.
+    cell = cell_of(read.problems[0], "ssd")
+    assert cell.values == [] and cell.value == cell_of(report.problems[0], "ssd").value
+    assert read.problems[0].verdicts == report.problems[0].verdicts
+    assert read.problems[0].results.notes == report.problems[0].results.notes
 
 
 def test_no_report_says_deleted(report: Report) -> None:

@@ -66,9 +66,10 @@ def forget(
         raise BadInput(f"'{out}' exists already; choose another --out, or remove it first")
     if ":" in method:
         notice(f"importing {method}, which runs its code")
-    chosen = find_method(method)(**options.assigned(method, set_ or []))
+    chosen = find_method(method)(**options.assigned(set_ or []))
+    rows = {"data": data} if retain is None else {"forget_data": data, "retain": retain}
     spec = options.problem_spec(
-        problem, benchmark=benchmark, model=_model(model, weights), data=data, forget=forget, retain=retain, family=family,
+        problem, benchmark=benchmark, model=_model(model, weights), forget=forget, family=family, **rows,
         holdout=holdout, test=test, target=target_column, id=id_column, group=group_column, inputs=options.columns(inputs),
         allow_pickle=allow_pickle,
     )  # fmt: skip
@@ -122,9 +123,9 @@ def _model(model: str | None, weights: Path | None) -> Any:
                 "--weights needs --model package.module:factory, which builds the model they belong to"
             )
         return None
-    if weights is None:
+    if weights is None and ":" not in model:
         return model
-    return {"factory": model, "weights": str(weights)}
+    return {"factory": model, "weights": None if weights is None else str(weights)}
 
 
 def _bar(hidden: bool) -> Any:

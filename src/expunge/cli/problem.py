@@ -54,7 +54,7 @@ def problem_spec(file: Path | None, **given: Any) -> Any:
     return ProblemSpec(**content)
 
 
-def assigned(method: str, assignments: list[str]) -> dict[str, Any]:
+def assigned(assignments: list[str]) -> dict[str, Any]:
     """Hyperparameters from ``--set beta=0.2`` or ``--set method.beta=0.2``."""
     from expunge.studies.spec import override
 

@@ -180,7 +180,13 @@ def read_weights(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]
             f"'{path}' is a pickle checkpoint, which can run code when it is read; "
             "convert it to safetensors, or pass --allow-pickle if you trust where it comes from"
         )
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:
+        # torch's own message runs over many lines; what matters is that it held more than tensors, or was broken.
+        raise BadInput(
+            f"'{path}' is damaged or holds more than tensors, which is never read; convert it to safetensors where it was made"
+        ) from None
     return state.get("state_dict", state) if isinstance(state, dict) else state
 
 

@@ -172,21 +172,14 @@ class Loop:
                 picked: dict[Split, Tensor] = picked, pieces: int = pieces, number: int = number
             ) -> Iterator[Step]:
                 progress = (self.done_steps - 1) / self.total_steps
-                turn = Turn(
-                    self.state,
-                    picked,
-                    traversal.name or traversal.over,
-                    epoch,
-                    progress,
-                    3,
-                    epoch,
-                    index,
-                    number,
-                )
+                phase = traversal.name or traversal.over
+                turn = Turn(self.state, picked, phase, epoch, progress, 3, epoch, index, number)
                 if pieces == 1:
                     yield Step(model, turn)
                     return
-                parts = {s: torch.arange(len(r)).tensor_split(pieces) for s, r in picked.items()}
+                parts: dict[Split, Sequence[Tensor]] = {
+                    s: torch.arange(len(r)).tensor_split(pieces) for s, r in picked.items()
+                }
                 for k in range(pieces):
                     yield Step(model, turn, {s: part[k] for s, part in parts.items()}, 1.0 / pieces)
 

@@ -68,7 +68,7 @@ class Turn:
     ) -> None:
         self.state, self.rows, self.phase, self.epoch, self.progress = state, rows, phase, epoch, progress
         self._purpose = purpose
-        self.batches = {split: state.sources[split].take(chosen) for split, chosen in rows.items()}
+        self.batches: dict[Split, Batch] = {s: state.sources[s].take(chosen) for s, chosen in rows.items()}
         self._relabeled: dict[tuple[Split, str], Batch] = {}
 
     @cached_property
@@ -98,7 +98,9 @@ class Step:
         self.phase, self.epoch, self.progress = turn.phase, turn.epoch, turn.progress
         self._turn, self._piece, self._share = turn, piece, share
         whole = turn.batches
-        self._batches = whole if piece is None else {s: b.select(piece[s]) for s, b in whole.items()}
+        self._batches: dict[Split, Batch] = (
+            whole if piece is None else {s: b.select(piece[s]) for s, b in whole.items()}
+        )
         self._outputs: dict[tuple[Split, tuple[str, ...]], Outputs] = {}
 
     @property

@@ -75,7 +75,7 @@ def by_class(section: ProblemSection) -> Spec | None:
             "xOffset": {"field": "role", "sort": ROLES},
             "y": quantity("value", title=None),
             "color": roles(),
-            "tooltip": tips(("label", "model"), ("group", "class"), ("value", "value", ".4~g")),
+            "tooltip": tips(("label", "model"), ("group", "class"), ("value", "value", ".4~r")),
         },
     )
 
@@ -182,7 +182,7 @@ def similarity_by_layer(section: ProblemSection) -> Spec | None:
             ),
             **series(drawn),
             "opacity": faded(),
-            "tooltip": tips(("label", "model"), ("layer",), ("cka", "CKA", ".3f")),
+            "tooltip": tips(("label", "model"), ("layer",), ("cka", "CKA", ".4~r")),
         },
     }
     return chart(

@@ -132,9 +132,9 @@ def membership(section: ProblemSection) -> Spec | None:
     who = {"y": label_axis(labels), "color": {**roles(), "legend": None}}
     shown = tips(
         ("label", "model"),
-        ("auc", "AUC", ".3f"),
-        ("low", "interval from", ".3f"),
-        ("high", "interval to", ".3f"),
+        ("auc", "AUC", ".4~r"),
+        ("low", "interval from", ".4~r"),
+        ("high", "interval to", ".4~r"),
     )
     dot = {"type": "point", "filled": True, "size": 70, "opacity": 1}
     unfold = per_model("auc", "low", "high")
@@ -184,7 +184,7 @@ def costs(section: ProblemSection) -> Spec | None:
         "x2": {"datum": 1},
         "y": label_axis(labels),
         "color": {**roles(), "legend": None},
-        "tooltip": tips(("label", "method"), ("ratio", "times retraining", ".3~g")),
+        "tooltip": tips(("label", "method"), ("ratio", "times retraining", ".4~r")),
     }
     return chart(
         rows,

@@ -94,7 +94,7 @@ def measured(column: Column) -> Spec:
 
 def number_format(column: Column) -> str:
     """How tooltips show the values of a column."""
-    return ".1%" if column.unit == "share" else ".4~r"
+    return ".2%" if column.unit == "share" else ".4~r"
 
 
 def quantity(field: str, **more: Any) -> Spec:
