@@ -180,7 +180,7 @@ def test_missing_values_keep_their_reason(report: Report) -> None:
     assert [c.metric for c in section.attacks.missing] == ["tpr-at-1-percent-fpr"]
     (undefined,) = [f for f in section.failures if f.status == "undefined"]
     assert undefined.reason == "only 20 non-members of the same class; 100 are needed"
-    assert undefined.models == ["all models"]
+    assert undefined.models == ["all 20 models"]  # seven rows of three seeds, of which one failed
     assert cell_of(section, "ssd", "peak-bytes", "run").value is not None
     assert "target" not in [row.label for row in section.costs.rows]  # no method made it
 

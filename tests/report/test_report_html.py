@@ -255,7 +255,10 @@ def matrix_text(text: str) -> str:
 def test_findings_say_what_the_verdicts_say(matrix_text: str) -> None:
     head, *rows = matrix_text.split("<tr")[1:]
     assert head.count('scope="col"') == 4  # method, count, and two properties
-    assert re.findall(r"<br>\s*<span class=\"unit\">([^<]+)", head) == ["percentage points, margin ±5.0"] * 2
+    readable = re.sub(r"<[^>]+>", " ", head)
+    assert (
+        re.findall(r"percentage points, +margin ±5\.0", readable) == ["percentage points,  margin ±5.0"] * 2
+    )
     labels = [re.findall(r'<span class="label \w+">([^<]+)</span>', row)[0] for row in rows]
     # Three methods with one agreement each, then none; equal ones in the order they were run.
     assert labels == ["target", "scrub (alpha=0.1, msteps=2)", "ssd", "salun (rho=0.5)", "bad-teacher"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from expunge.report.content import Losses, ProblemSection
-from expunge.report.statements import split_name
+from expunge.report.statements import split_name, split_rank
 from expunge.report.vega import (
     NOT_OTHERS,
     ROLES,
@@ -94,7 +94,7 @@ def loss_distributions(losses: Losses, bins: int = 40) -> Spec | None:
     if not methods:
         return None
     edges, kind = _edges(np.concatenate(list(values.values())), bins)
-    splits = distinct(split for _, split in values)
+    splits = sorted({split for _, split in values}, key=split_rank)
     rows = [
         {
             "split": split_name(split),

@@ -10,9 +10,9 @@ from pydantic import Field
 
 from expunge.methods.base import METHODS
 from expunge.metrics import METRICS
-from expunge.record import Judged, Record, ScoreFile, Verdict, mean_of
+from expunge.record import Judged, Record, Score, ScoreFile, Verdict, mean_of
 from expunge.report.findings import Outcome, outcome, ranked
-from expunge.report.statements import GLOSSARY, claim, listed, split_name, untested
+from expunge.report.statements import GLOSSARY, claim, listed, split_name, split_rank, untested
 from expunge.report.tables import (
     COMPOSITES,
     COSTS,
@@ -41,8 +41,6 @@ MAIN = (
     ("average-gap", "run"),
 )
 """Columns of the main table, in this order; the others follow in further ones."""
-
-_SPLIT_ORDER = ("forget", "retain", "test", "holdout")
 
 Losses = Mapping[str, Mapping[str, Sequence[float]]]
 """Per-example losses of one problem in nats: 'target', 'retrained' or a label -> split -> values."""
@@ -94,7 +92,7 @@ class Failure(Record):
     reason: str
     what: list[str] = Field(description="'Run', or metric and split")
     models: list[str] = Field(
-        description="labels, with the seeds where not all of them are concerned; 'all models'"
+        description="labels, with the seeds where not all of them are concerned; or how many, where all are"
     )
 
 
@@ -239,7 +237,7 @@ def _section(card: Mapping[str, Any], scores: ScoreFile) -> ProblemSection:
         results=build_table(judged, main),
         further=build_table(measured, sorted(further, key=_by_metric)),
         attacks=build_table(
-            measured, sorted(attacks, key=lambda c: (_split_rank(c.split), c.key not in judged_on))
+            measured, sorted(attacks, key=lambda c: (split_rank(c.split), c.key not in judged_on))
         ),
         costs=build_table([m for m in measured if any(m.score(*c.key) for c in costs)], costs),
         failures=_failures(judged),
@@ -251,11 +249,7 @@ def _is_cost(column: Column) -> bool:
 
 
 def _by_metric(column: Column) -> tuple[str, tuple[int, str]]:
-    return column.metric, _split_rank(column.split)
-
-
-def _split_rank(split: str) -> tuple[int, str]:
-    return (_SPLIT_ORDER.index(split) if split in _SPLIT_ORDER else len(_SPLIT_ORDER), split)
+    return column.metric, split_rank(column.split)
 
 
 def _procedure(label: str, models: Sequence[Judged]) -> Procedure:
@@ -280,35 +274,42 @@ def _procedure(label: str, models: Sequence[Judged]) -> Procedure:
 
 def _failures(judged: Sequence[Judged]) -> list[Failure]:
     """What gave no number, gathered by reason."""
-    found: dict[tuple[str, str], tuple[dict[str, None], dict[str, dict[int, None]]]] = {}
-
-    def note(model: Judged, what: str, status: str, reason: str) -> None:
-        whats, labels = found.setdefault((status.replace("_", " "), reason), ({}, {}))
-        whats[what] = None
-        labels.setdefault(model.label, {})[model.seed] = None
-
+    failed: dict[tuple[str, str], dict[str, list[Judged]]] = {}
+    asked: dict[str, int] = {"Run": len(judged)}
     for model in judged:
         if model.status != "ok":
-            note(model, "Run", model.status, model.reason)
+            failed.setdefault((model.status, model.reason), {}).setdefault("Run", []).append(model)
         for score in model.scores:
+            what = _what(score)
+            asked[what] = asked.get(what, 0) + 1
             if score.status != "ok":
-                what = f"{title_of(score.metric)}, {split_name(score.split)}"
-                note(model, what, score.status, score.reason)
-    seeds = {label: {m.seed for m in models} for label, models in by_label(judged).items()}
-    ran = {(m.label, m.seed) for m in judged if m.status == "ok"}
-
-    def models(by: dict[str, dict[int, None]]) -> list[str]:
-        if len(by) > 1 and {(label, seed) for label, some in by.items() for seed in some} >= ran:
-            return ["all models"]
-        return [
-            label if set(some) == seeds[label] else f"{label} (seed {listed([str(s) for s in some])})"
-            for label, some in by.items()
+                failed.setdefault((score.status, score.reason), {}).setdefault(what, []).append(model)
+    rows = by_label(judged)
+    found = []
+    for (status, reason), by_what in failed.items():
+        everywhere = len(rows) > 1 and all(len(models) == asked[what] for what, models in by_what.items())
+        concerned = {id(model) for models in by_what.values() for model in models}
+        models = by_label([model for model in judged if id(model) in concerned])
+        named = [
+            label
+            if len(some) == len(rows[label])
+            else f"{label} (seed {listed([str(m.seed) for m in some])})"
+            for label, some in models.items()
         ]
+        found.append(
+            Failure(
+                status=status.replace("_", " "),
+                reason=reason,
+                what=list(by_what),
+                models=[f"all {len(concerned)} models"] if everywhere else named,
+            )
+        )
+    return found
 
-    return [
-        Failure(status=status, reason=reason, what=list(whats), models=models(by))
-        for (status, reason), (whats, by) in found.items()
-    ]
+
+def _what(score: Score) -> str:
+    title = title_of(score.metric) + (" relative to retraining" if score.metric.endswith("-ratio") else "")
+    return title if score.split == "run" else f"{title}, {split_name(score.split)}"
 
 
 def _untested(scores: ScoreFile) -> list[Untested]:

@@ -24,10 +24,11 @@ DIRECTIONS = {
 SPLITS = {
     "forget": "forget set",
     "retain": "retain set",
-    "holdout": "holdout",
     "test": "test",
+    "holdout": "holdout",
     "run": "whole run",
 }
+"""How the report calls the data sets, in the order of columns and panels."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,12 @@ def counted(n: int, noun: str) -> str:
 def split_name(split: str) -> str:
     """How the report calls a data set."""
     return SPLITS.get(split, split)
+
+
+def split_rank(split: str) -> tuple[int, str]:
+    """Sort key of data sets: in the order of `SPLITS`, then others by name."""
+    known = list(SPLITS)
+    return (known.index(split) if split in SPLITS else len(known), split)
 
 
 def claim(methods: int, models: int, references: int, verdicts: Sequence[Verdict]) -> str:

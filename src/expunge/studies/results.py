@@ -21,6 +21,10 @@ COSTS = {
 """Cost fields with their unit and meaning; each is also given as a ratio to retraining."""
 
 
+RESOLVED_BYTES = 4 << 20
+"""Peaks below this are noise of pages and allocator arenas, not a measurement."""
+
+
 def score_file(name: str, graph: Graph, store: Store, failed: dict[str, str]) -> ScoreFile:
     """Everything a finished run knows, as `scores.json`."""
     judged = [_judged(row, graph, store, failed) for row in graph.rows]
@@ -53,6 +57,12 @@ def cost_scores(cost: dict[str, Any] | None) -> list[Score]:
         metric = field.replace("_", "-")
         if cost[field] is None:
             scores.append(_cost(metric, unit, None, "this system does not report peak memory"))
+        elif field == "peak_bytes" and cost[field] < RESOLVED_BYTES:
+            scores.append(
+                _cost(
+                    metric, unit, None, "below 4 MiB, which the resident memory of a process cannot resolve"
+                )
+            )
         else:
             scores.append(_cost(metric, unit, float(cost[field])))
     return [*scores, _cost("changed-share", "share of parameters", cost["changed"] / cost["parameters"])]
