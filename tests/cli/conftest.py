@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from expunge.cli import main
 
-MODULE = '''
+MODULE = """
 import torch
 
 class Net(torch.nn.Module):
@@ -30,7 +30,7 @@ class Net(torch.nn.Module):
 
 def make(hidden=8):
     return Net(hidden)
-'''
+"""
 
 
 @dataclass

@@ -51,7 +51,9 @@ def test_empty_forget_set(mine: Path, expunge: Run) -> None:
 
 def test_forget_everything(mine: Path, expunge: Run) -> None:
     message = refused(expunge, *FORGET, *own(), "--forget", "where:a > -1000")
-    assert message.startswith("the forget set is the whole training set") and "fresh untrained model" in message
+    assert (
+        message.startswith("the forget set is the whole training set") and "fresh untrained model" in message
+    )
 
 
 def test_nan_in_features(mine: Path, expunge: Run) -> None:
@@ -81,7 +83,9 @@ def test_a_method_that_needs_a_retain_set_without_one(mine: Path, expunge: Run) 
 
 
 def test_wrong_family(mine: Path, expunge: Run) -> None:
-    message = refused(expunge, "forget", "--method", "blindspot", "--out", "out", *own(), "--forget", "class=1")
+    message = refused(
+        expunge, "forget", "--method", "blindspot", "--out", "out", *own(), "--forget", "class=1"
+    )
     assert "it fits regressor, not classifier" in message
 
 
@@ -104,7 +108,9 @@ def test_pickle_that_would_run_code_is_refused_even_when_allowed(mine: Path, exp
 
 def test_truncated_safetensors(mine: Path, expunge: Run) -> None:
     Path("net.safetensors").write_bytes(Path("net.safetensors").read_bytes()[:100])
-    assert "net.safetensors' is not a readable safetensors file" in refused(expunge, *FORGET, *own(), "--forget", "class=1")
+    assert "net.safetensors' is not a readable safetensors file" in refused(
+        expunge, *FORGET, *own(), "--forget", "class=1"
+    )
 
 
 def test_weights_of_another_network(mine: Path, expunge: Run) -> None:
@@ -121,14 +127,18 @@ def test_misspelled_key_in_yaml(tmp_path: Path, expunge: Run) -> None:
 
 def test_broken_yaml(tmp_path: Path, expunge: Run) -> None:
     (tmp_path / "s.yaml").write_text("problems: [\nmethods: npo")
-    assert "cannot be read (line 2)" in refused(expunge, "run", tmp_path / "s.yaml", "--runs", tmp_path / "runs")
+    assert "cannot be read (line 2)" in refused(
+        expunge, "run", tmp_path / "s.yaml", "--runs", tmp_path / "runs"
+    )
 
 
 def test_unknown_names_get_suggestions(mine: Path, expunge: Run) -> None:
     assert "did you mean 'npo'" in refused(expunge, "show", "nop")
     assert "did you mean 'methods'" in refused(expunge, "list", "methds")
     assert "did you mean 'demo'" in refused(expunge, "run", "dmeo")
-    message = refused(expunge, "forget", "--method", "gradient-asent", "--out", "out", *own(), "--forget", "class=1")
+    message = refused(
+        expunge, "forget", "--method", "gradient-asent", "--out", "out", *own(), "--forget", "class=1"
+    )
     assert "did you mean 'gradient-ascent'" in message
 
 
@@ -150,7 +160,9 @@ def test_a_run_that_is_not_there(tmp_path: Path, expunge: Run) -> None:
     assert "is no finished run" in refused(expunge, "report", tmp_path)
 
 
-def test_a_finished_run_with_a_failed_method_exits_with_1(tmp_path: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_with_a_failed_method_exits_with_1(
+    tmp_path: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     study = {
         "problems": [{"benchmark": "diabetes", "forget": "fraction=0.1"}], "seeds": [0],
@@ -163,19 +175,36 @@ def test_a_finished_run_with_a_failed_method_exits_with_1(tmp_path: Path, expung
     assert Path("runs/s/report.html").exists()
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a tiny file system, which needs root on Linux")
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0,
+    reason="mounts a tiny file system, which needs root on Linux",
+)
 def test_disk_full_while_writing_loses_nothing(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip("mounting is not allowed here")
     try:
-        study = {"problems": [{"benchmark": "diabetes", "forget": "fraction=0.1"}], "methods": ["fine-tune"], "seeds": [0]}
+        study = {
+            "problems": [{"benchmark": "diabetes", "forget": "fraction=0.1"}],
+            "methods": ["fine-tune"],
+            "seeds": [0],
+        }
         (tmp_path / "s.yaml").write_text(yaml.safe_dump(study))
-        command = [sys.executable, "-c", "from expunge.cli import main; main()", "run", str(tmp_path / "s.yaml")]
+        command = [
+            sys.executable,
+            "-c",
+            "from expunge.cli import main; main()",
+            "run",
+            str(tmp_path / "s.yaml"),
+        ]
         full = subprocess.run(
-            [*command, "--runs", str(disk / "runs"), "--workers", "0", "--display", "none"], capture_output=True, text=True
+            [*command, "--runs", str(disk / "runs"), "--workers", "0", "--display", "none"],
+            capture_output=True,
+            text=True,
         )
         assert full.returncode == 1, full.stderr
         assert "Traceback" not in full.stderr and "No space left on device" in full.stderr
@@ -184,7 +213,9 @@ def test_disk_full_while_writing_loses_nothing(tmp_path: Path) -> None:
         assert complete and all((jobs / name / "job.json").exists() for name in complete)
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         again = subprocess.run(
-            [*command, "--runs", str(disk / "runs"), "--workers", "0", "--display", "none"], capture_output=True, text=True
+            [*command, "--runs", str(disk / "runs"), "--workers", "0", "--display", "none"],
+            capture_output=True,
+            text=True,
         )
         assert again.returncode == 0, again.stderr
     finally:

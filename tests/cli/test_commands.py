@@ -63,7 +63,17 @@ def test_env_names_versions(expunge: Run) -> None:
 
 def test_forget_from_my_own_model_and_data(mine: Path, expunge: Run) -> None:
     done = expunge(
-        "forget", *OWN, "--forget", "user:user=ann", "--method", "gradient-ascent", "--set", "epochs=2", "--out", "out", "--json"
+        "forget",
+        *OWN,
+        "--forget",
+        "user:user=ann",
+        "--method",
+        "gradient-ascent",
+        "--set",
+        "epochs=2",
+        "--out",
+        "out",
+        "--json",
     )
     assert done.code == 0, done.err
     assert "importing" in done.err and "net.py" in done.err  # code of the user's runs, and it is said
@@ -84,7 +94,9 @@ def test_every_way_to_name_the_forget_set(form: str, mine: Path, expunge: Run) -
     done = expunge("forget", *OWN, "--forget", form, "--method", "ssd", "--out", "out", "--json")
     assert done.code == 0, done.err
     expected = {"ids.txt": 2, "ids=ids.txt": 2, "class=1": 30, "fraction=0.2": 12}
-    assert done.json["problem"]["counts"]["forget"] == expected.get(form, done.json["problem"]["counts"]["forget"])
+    assert done.json["problem"]["counts"]["forget"] == expected.get(
+        form, done.json["problem"]["counts"]["forget"]
+    )
 
 
 def test_forget_rows_in_a_file_of_their_own_beside_a_retain_file(mine: Path, expunge: Run) -> None:
@@ -92,14 +104,29 @@ def test_forget_rows_in_a_file_of_their_own_beside_a_retain_file(mine: Path, exp
     Path("gone.csv").write_text("\n".join(lines[:6]) + "\n")
     Path("kept.csv").write_text("\n".join([lines[0], *lines[6:]]) + "\n")
     options = [part if part != "train.csv" else "gone.csv" for part in OWN]
-    done = expunge("forget", *options, "--retain", "kept.csv", "--method", "gradient-difference", "--out", "out", "--json")
+    done = expunge(
+        "forget",
+        *options,
+        "--retain",
+        "kept.csv",
+        "--method",
+        "gradient-difference",
+        "--out",
+        "out",
+        "--json",
+    )
     assert done.code == 0, done.err
     counts = done.json["problem"]["counts"]
     assert (counts["forget"], counts["retain"]) == (5, 55)
 
 
 def test_audit_somebody_elses_checkpoint(mine: Path, expunge: Run) -> None:
-    assert expunge("forget", *OWN, "--forget", "class=1", "--method", "gradient-ascent", "--out", "gone", "--json").code == 0
+    assert (
+        expunge(
+            "forget", *OWN, "--forget", "class=1", "--method", "gradient-ascent", "--out", "gone", "--json"
+        ).code
+        == 0
+    )
     own = [*OWN[4:], "--forget", "class=1", "--holdout", "held.csv", "--test", "held.csv"]
     done = expunge("audit", "--model", "gone", "--target", "gone", *own, "--out", "report", "--json")
     assert done.code == 0, done.err
@@ -107,15 +134,25 @@ def test_audit_somebody_elses_checkpoint(mine: Path, expunge: Run) -> None:
     assert ScoreFile.read(Path("report/scores.json")) == scores
     audited = next(j for j in scores.judged if j.label == "gone")
     kl = audited.score("kl-to-retrained", "forget")
-    assert kl is not None and (kl.status, kl.reason) == ("undefined", "there is no retrained model to compare with")
+    assert kl is not None and (kl.status, kl.reason) == (
+        "undefined",
+        "there is no retrained model to compare with",
+    )
     assert audited.score("accuracy", "forget") is not None
     assert Path("report/report.html").stat().st_size > 100_000
 
 
 def test_a_model_audited_against_itself_has_no_gap(mine: Path, expunge: Run) -> None:
-    assert expunge("forget", *OWN, "--forget", "class=1", "--method", "gradient-ascent", "--out", "gone", "--json").code == 0
+    assert (
+        expunge(
+            "forget", *OWN, "--forget", "class=1", "--method", "gradient-ascent", "--out", "gone", "--json"
+        ).code
+        == 0
+    )
     own = [*OWN[4:], "--forget", "class=1", "--holdout", "held.csv", "--test", "held.csv"]
-    scores = ScoreFile.model_validate(expunge("audit", "--model", "gone", "--reference", "gone", *own, "--json").json)
+    scores = ScoreFile.model_validate(
+        expunge("audit", "--model", "gone", "--reference", "gone", *own, "--json").json
+    )
     audited = next(j for j in scores.judged if j.label == "gone")
     gaps = [s.reference.gap for s in audited.scores if s.reference is not None]
     assert len(gaps) > 10 and all(abs(g) < 1e-9 for g in gaps)
@@ -139,7 +176,11 @@ def test_a_method_of_my_own_beside_the_others(mine: Path, expunge: Run) -> None:
 @pytest.fixture
 def ran(tmp_path: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    study = {"problems": [{"benchmark": "diabetes", "forget": "fraction=0.1"}], "methods": ["fine-tune"], "seeds": "0-1"}
+    study = {
+        "problems": [{"benchmark": "diabetes", "forget": "fraction=0.1"}],
+        "methods": ["fine-tune"],
+        "seeds": "0-1",
+    }
     Path("first.yaml").write_text(yaml.safe_dump(study))
     assert expunge("run", "first.yaml", "--workers", "0", "--display", "none").code == 0
     return tmp_path
@@ -175,7 +216,11 @@ def test_plan_says_what_is_done_and_what_is_not(ran: Path, expunge: Run) -> None
 
 
 def test_validate_lists_every_fault_at_once(tmp_path: Path, expunge: Run) -> None:
-    study = {"name": "bad", "problems": [{"benchmark": "digitz"}, {"benchmark": "diabetes"}], "methods": ["nop", "blindspt"]}
+    study = {
+        "name": "bad",
+        "problems": [{"benchmark": "digitz"}, {"benchmark": "diabetes"}],
+        "methods": ["nop", "blindspt"],
+    }
     (tmp_path / "bad.yaml").write_text(yaml.safe_dump(study))
     done = expunge("validate", tmp_path / "bad.yaml", "--json")
     assert done.code == 2
@@ -193,6 +238,18 @@ def test_validate_says_what_would_be_skipped(tmp_path: Path, expunge: Run) -> No
 
 
 def test_every_command_has_help_with_an_example(expunge: Run) -> None:
-    for command in ("demo", "forget", "audit", "run", "compare", "report", "list", "show", "validate", "plan", "env"):
+    for command in (
+        "demo",
+        "forget",
+        "audit",
+        "run",
+        "compare",
+        "report",
+        "list",
+        "show",
+        "validate",
+        "plan",
+        "env",
+    ):
         shown = expunge(command, "--help")
         assert shown.code == 0 and "Example" in shown.out and "--json" in shown.out

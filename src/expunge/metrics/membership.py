@@ -138,7 +138,9 @@ def _shown(retain: Evidence, holdout: Evidence) -> np.ndarray:
 # Several metrics ask one attacker; the cache is small because it keeps the evidence it was fitted on.
 @lru_cache(maxsize=16)
 def _fitted(kind: str, statistic: str, retain: Evidence, holdout: Evidence) -> Attacker:
-    return Attacker.fit(kind, statistic, retain.select(first_half(retain)), holdout.select(_shown(retain, holdout)))
+    return Attacker.fit(
+        kind, statistic, retain.select(first_half(retain)), holdout.select(_shown(retain, holdout))
+    )
 
 
 def _decisions(readings: Readings, kind: str, statistic: str, fewest: int) -> tuple[np.ndarray, np.ndarray]:

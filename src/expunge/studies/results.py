@@ -25,10 +25,11 @@ RESOLVED_BYTES = 4 << 20
 """Peaks below this are noise of pages and allocator arenas, not a measurement."""
 
 
-def score_file(name: str, graph: Graph, store: Store, failed: dict[str, str]) -> ScoreFile:
-    """Everything a finished run knows, as `scores.json`."""
+def score_file(name: str, graph: Graph, store: Store, failed: dict[str, str], threads: int) -> ScoreFile:
+    """Everything a finished run knows, as `scores.json`; `threads` are those of each job."""
     judged = [_judged(row, graph, store, failed) for row in graph.rows]
-    return complete(name, [p.card() for p in graph.problems.values()], judged)
+    made = complete(name, [p.card() for p in graph.problems.values()], judged)
+    return made.model_copy(update={"environment": {**made.environment, "threads": threads}})
 
 
 def _judged(row: Row, graph: Graph, store: Store, failed: dict[str, str]) -> Judged:

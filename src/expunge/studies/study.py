@@ -101,7 +101,7 @@ def run_study(
         workers = os.cpu_count() or 1
     with RunProgress(missing, folder / "log.jsonl", display) as progress:
         outcome = run_graph(graph, store, workers, progress)
-    scores = score_file(spec.name, graph, store, outcome.failed)
+    scores = score_file(spec.name, graph, store, outcome.failed, spec.threads)
     scores.write(folder / "scores.json")
     return Finished(folder, scores, outcome, loss_samples(graph, store), time.perf_counter() - started)
 
