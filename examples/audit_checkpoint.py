@@ -6,7 +6,7 @@ Run: python examples/audit_checkpoint.py
 import numpy as np
 
 import expunge
-from expunge.api import train_target
+from expunge import train_target
 from expunge.evidence import collect
 from expunge.metrics.membership import first_half
 

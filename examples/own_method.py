@@ -6,7 +6,7 @@ Run: python examples/own_method.py
 import torch
 
 import expunge
-from expunge.api import train_target
+from expunge import train_target
 from expunge.families import Outputs
 from expunge.methods.objective import Objective, Pass, Step
 from expunge.parameters import param

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 import expunge
-from expunge.api import train_target
+from expunge import train_target
 
 
 def main() -> None:

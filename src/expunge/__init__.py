@@ -6,13 +6,13 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from expunge.api import audit, forget, run
+    from expunge.api import audit, forget, run, train_target
     from expunge.data.specification import ProblemSpec
     from expunge.methods.base import Method
     from expunge.problem import Problem
 
 __version__ = version("expunge")
-__all__ = ["Method", "Problem", "ProblemSpec", "__version__", "audit", "forget", "run"]
+__all__ = ["Method", "Problem", "ProblemSpec", "__version__", "audit", "forget", "run", "train_target"]
 
 _HOMES = {
     "Problem": "expunge.problem",
@@ -21,6 +21,7 @@ _HOMES = {
     "forget": "expunge.api",
     "audit": "expunge.api",
     "run": "expunge.api",
+    "train_target": "expunge.api",
 }
 
 

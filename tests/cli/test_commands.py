@@ -253,3 +253,29 @@ def test_every_command_has_help_with_an_example(expunge: Run) -> None:
     ):
         shown = expunge(command, "--help")
         assert shown.code == 0 and "Example" in shown.out and "--json" in shown.out
+
+
+def test_a_study_on_my_own_model_without_a_recipe(mine: Path, expunge: Run) -> None:
+    problem = {
+        "name": "mine", "model": {"factory": "./net.py:make", "weights": "net.safetensors"}, "data": "train.csv",
+        "test": "held.csv", "family": "classifier", "id": "key", "inputs": ["a", "b"], "forget": "class=1",
+    }  # fmt: skip
+    Path("own.yaml").write_text(
+        yaml.safe_dump({"problems": [problem], "methods": ["retrain", "ssd"], "seeds": [0, 1]})
+    )
+    done = expunge("run", "own.yaml", "--workers", "0", "--json")
+    assert done.code == 0, done.err
+    scores = ScoreFile.model_validate(done.json)
+    # One given target is one model, not one per seed.
+    assert [(j.label, j.seed) for j in scores.judged] == [
+        ("target", 0), ("retrain", 0), ("retrain", 1), ("ssd", 0), ("ssd", 1)
+    ]  # fmt: skip
+    retrain, ssd = scores.judged[1], scores.judged[-1]
+    assert (retrain.status, retrain.reason) == (
+        "not_applicable",
+        "it needs the recipe the target was trained with",
+    )
+    gap, attack = ssd.score("average-gap", "run"), ssd.score("mia-loss-logistic", "forget")
+    assert gap is not None and gap.reason == "there is no retrained model to compare with"
+    assert attack is not None and attack.reason == "the problem has no 'holdout' data"
+    assert scores.verdicts == []

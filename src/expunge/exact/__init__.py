@@ -1,1 +1,1 @@
-"""exact."""
+"""Forgetting that is exact by construction."""

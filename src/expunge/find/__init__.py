@@ -1,1 +1,1 @@
-"""find."""
+"""Finding what carries the data: importance of weights for some examples."""

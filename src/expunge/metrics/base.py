@@ -178,7 +178,7 @@ def _demand(role: Role, split: str, evidence: Mapping[tuple[Role, str], Sequence
         raise Undefined(f"the '{split}' data has no rows")
 
 
-METRICS: Registry[Metric] = Registry("metric", "expunge.metrics", "expunge.attacks")
+METRICS: Registry[Metric] = Registry("metric", "expunge.metrics")
 
 
 def standard_metrics(family: Family | type[Family]) -> list[Metric]:

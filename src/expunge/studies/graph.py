@@ -140,7 +140,8 @@ def _add_problem(
         graph.rows.append(made)
         return made
 
-    for seed in spec.seeds:
+    # A target that was given is one model, whatever the seed: showing it once per seed would look like certainty.
+    for seed in spec.seeds[:1] if problem.model is not None else spec.seeds:
         made = row("target", "target", {}, {}, seed, [])
         made.model = targets[seed]
         made.observe = observe(f"target, seed {seed}", targets[seed], ("model", "target"))
@@ -171,7 +172,8 @@ def _add_problem(
 
     mine = [r for r in graph.rows if r.problem == problem.name and r.observe is not None]
     retrained = [r for r in mine if r.method == "retrain"]
-    target_of = {r.seed: r.observe for r in mine if r.method == "target"}
+    looks = {r.model: r.observe for r in mine if r.method == "target"}
+    target_of = {seed: looks[key] for seed, key in targets.items()}
     for made in mine:
         # A retrained model is compared with the other retrained models: that spread is what "no difference" means.
         references = [r.observe for r in retrained if r is not made and r.observe is not None]
