@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 
 
 def paired_ratio(
-    ours: Callable[[], object], theirs: Callable[[], object], repeats: int = 9
+    ours: Callable[[], object], theirs: Callable[[], object], repeats: int = 15
 ) -> tuple[float, float, float]:
-    """Median of the ratios ours/theirs over `repeats` pairs, and the median seconds of each; one warm-up pair first."""
-    pairs = []
+    """Ratio of the least CPU seconds of `repeats` runs each, and those seconds; one warm-up pair first.
+
+    Both do the same work every time, so that what exceeds the least is the machine's other business.
+    """
+    seconds: dict[Callable[[], object], list[float]] = {ours: [], theirs: []}
     for repeat in range(repeats + 1):
         # The order alternates: whoever runs second finds warmer caches.
-        order = (ours, theirs) if repeat % 2 else (theirs, ours)
-        seconds = {}
-        for run in order:
-            started = time.perf_counter()
+        for run in (ours, theirs) if repeat % 2 else (theirs, ours):
+            started = time.process_time()
             run()
-            seconds[run] = time.perf_counter() - started
-        pairs.append((seconds[ours], seconds[theirs]))
-    pairs = pairs[1:]
-    return (
-        statistics.median(a / b for a, b in pairs),
-        statistics.median(a for a, _ in pairs),
-        statistics.median(b for _, b in pairs),
-    )
+            if repeat:
+                seconds[run].append(time.process_time() - started)
+    least, other = min(seconds[ours]), min(seconds[theirs])
+    return least / other, least, other
 
 
 def line(what: str, ratio: float, ours: float, theirs: float, bound: str) -> None:

@@ -24,15 +24,18 @@ from expunge.families import Architecture, Batch, Classifier, Images
 from expunge.find.importance import batch_importance
 from expunge.methods import METHODS, Workplace
 from expunge.methods.bad_teacher import BadTeacher
+from expunge.methods.boundary_shrink import BoundaryShrink
 from expunge.methods.fine_tune import FineTune
 from expunge.methods.gradient_ascent import GradientAscent
 from expunge.methods.gradient_difference import GradientDifference
 from expunge.methods.l1_sparse import L1Sparse
 from expunge.methods.lfssd import LFSSD
+from expunge.methods.loop import Fit
 from expunge.methods.random_labeling import RandomLabeling
 from expunge.methods.salun import SalUn
 from expunge.methods.scrub import Scrub
 from expunge.methods.ssd import SSD, dampening
+from expunge.methods.unsir import Pool, Unsir, joined
 from expunge.problem import Problem
 
 CELLS = [("plain", "A"), ("plain", "B"), ("bn", "A"), ("bn", "B")]
@@ -250,6 +253,44 @@ def test_bad_teacher(
     made = method.forget(golden.problem(net, cut, double=True))
     path = f"bad_teacher/weights_{net}_{cut}_temperature{temperature}_float64"
     assert difference(made.model, golden.weights(path)) < 1e-9
+
+
+@NETS
+def test_boundary_shrink(golden: Golden, net: str, cut: str) -> None:
+    method = BoundaryShrink(bound=0.1, low=0.0, high=1.0, pixels=True, lr=0.005, epochs=1, **SGD)
+    made = method.forget(golden.problem(net, cut))
+    assert difference(made.model, golden.weights(f"salun/weights_{net}_{cut}_boundary_shrink")) < 5e-6
+
+
+@pytest.mark.parametrize("net", ["plain", "bn"])
+def test_unsir(golden: Golden, net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learned noise, impaired and repaired weights.
+
+    What the public implementation does and the method does not is done here: noise is learned in train
+    mode (which moves batch-norm statistics), its first image alone goes 80 times into the impairing data,
+    and rows are visited in stored order. The gradient left over from learning the noise is cleared.
+    """
+    monkeypatch.setattr(Fit, "order", lambda self, over, n, epoch, generator: torch.arange(n))
+    stored = np.load(golden.folder / f"unsir/noise_{net}.npz")
+    problem, workplace = golden.problem(net, "A", double=True), Workplace()
+    method = Unsir(noise_steps=25, impair_lr=1e-3, repair_lr=1e-3, batch_size=64)
+    model = problem.target.train()
+
+    images = problem.batches("forget").take(torch.zeros(len(stored["start"]), dtype=torch.long))
+    start = replace(images, inputs={k: torch.from_numpy(stored["start"]).double() for k in images.inputs})
+    noise = method.learn_noise(problem.family, model, start)
+    (learned,) = noise.inputs.values()
+    assert float((learned - torch.from_numpy(stored["learned_float64"])).abs().max()) < 1e-9
+
+    train = problem.batches("train")
+    kept = torch.tensor([train.ids.index(str(i)) for i in stored["retain_indices"]])
+    both = joined([noise, train.take(kept)])
+    clean = torch.arange(len(noise), len(both))
+    impairing = torch.cat([torch.zeros(80, dtype=torch.long), clean])
+    for stage, rows in (("impair", impairing), ("repair", clean)):
+        method.train(problem, model, Pool(problem.family, both, rows), stage, workplace)
+        path = f"unsir/weights_{net}_A_gradient_cleared_{stage}ed_float64"
+        assert difference(model, golden.weights(path)) < 1e-9
 
 
 def _state(problem: Problem):

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+IGNORED = -100
+"""Target of masked-out positions; torch's own default."""
+
+
 class Classifier(Family):
     """One label out of `classes`; predictions are logits `[B, 1, C]`."""
 
@@ -86,8 +90,10 @@ class Classifier(Family):
 
     def nll(self, outputs: Outputs, batch: Batch) -> Tensor:  # noqa: D102
         logits = _wide(outputs.prediction)
-        losses = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
-        return (losses.reshape(batch.mask.shape) * batch.mask).sum(-1)
+        # One position: the sum over positions is the value itself. Masking the targets instead of the losses leaves nothing
+        # to differentiate.
+        targets = batch.targets.masked_fill(~batch.mask, IGNORED).squeeze(1)
+        return F.cross_entropy(logits.squeeze(1), targets, ignore_index=IGNORED, reduction="none")
 
     def divergence(self, p: Outputs, q: Outputs, batch: Batch, temperature: float = 1.0) -> Tensor:
         """Categorical KL divergence of the softmax of logits divided by the temperature."""

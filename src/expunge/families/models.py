@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -141,12 +142,17 @@ class Architecture(Parameters):
 
 def call(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     """Call a `transformers` model by keyword, any other module by position; return its logits or values."""
-    from transformers import PreTrainedModel
-
     inner = getattr(model, "module", model)  # accelerate wraps models for distributed training
-    if isinstance(inner, PreTrainedModel):
+    if _is_pretrained(type(inner)):
         return model(**inputs).logits
     return model(*inputs.values())
+
+
+@cache  # called in every step, and finding the class takes longer than a small layer
+def _is_pretrained(kind: type[nn.Module]) -> bool:
+    from transformers import PreTrainedModel
+
+    return issubclass(kind, PreTrainedModel)
 
 
 def fingerprint(model: nn.Module) -> str:

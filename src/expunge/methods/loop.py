@@ -95,7 +95,10 @@ class Loop:
         terms: dict[str, Tensor] = {}
         for step in steps():
             parts = self.objective.loss(step)
-            accelerator.backward(sum(list(parts.values())[1:], start=next(iter(parts.values()))))
+            first, *others = parts.values()
+            total = sum(others, start=first)
+            # What accelerate adds where nothing is scaled is a division by its own accumulation count, which is 1.
+            total.backward() if accelerator.scaler is None else accelerator.backward(total)
             for name, value in parts.items():
                 terms[name] = terms[name] + value.detach() if name in terms else value.detach()
         return terms

@@ -155,6 +155,8 @@ class Step:
         """
         if where is not None:
             values = torch.where(where, values, torch.zeros_like(values))
+        if self._piece is None:
+            return values.mean()
         return values.sum() / len(self._turn.rows[split])
 
     def once(self, value: Tensor) -> Tensor:
