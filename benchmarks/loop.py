@@ -39,7 +39,7 @@ def tensors(problem: Problem, split: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    for name, repeats in (("cnn", 15), ("resnet", 7)):
+    for name, repeats in (("cnn", 15), ("resnet", 15)):
         compare(digits(name), name, repeats)
 
 
