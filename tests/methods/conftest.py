@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -109,9 +111,9 @@ def pictures() -> Problem:
 @pytest.fixture(scope="session")
 def dropout(classification: Problem) -> Problem:
     """The classification problem with a network that drops units in train mode."""
-    torch.manual_seed(3)
-    model = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Dropout(0.4), nn.Linear(16, 3))
-    return classification.with_model(model.eval())
+    factory = f"{Path(__file__).with_name('networks.py')}:dropping"
+    problem = replace(classification, architecture=Architecture(kind="module", name=factory))
+    return problem.with_model(problem.fresh_model(3).eval())
 
 
 @pytest.fixture(scope="session")

@@ -90,10 +90,12 @@ class Classifier(Family):
 
     def nll(self, outputs: Outputs, batch: Batch) -> Tensor:  # noqa: D102
         logits = _wide(outputs.prediction)
-        # One position: the sum over positions is the value itself. Masking the targets instead of the losses leaves nothing
-        # to differentiate.
-        targets = batch.targets.masked_fill(~batch.mask, IGNORED).squeeze(1)
-        return F.cross_entropy(logits.squeeze(1), targets, ignore_index=IGNORED, reduction="none")
+        # Masking the targets instead of the losses leaves nothing to differentiate.
+        targets = batch.targets.masked_fill(~batch.mask, IGNORED)
+        losses = F.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+        )
+        return losses if targets.shape[1] == 1 else losses.reshape(targets.shape).sum(-1)
 
     def divergence(self, p: Outputs, q: Outputs, batch: Batch, temperature: float = 1.0) -> Tensor:
         """Categorical KL divergence of the softmax of logits divided by the temperature."""

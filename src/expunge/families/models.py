@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from expunge.errors import BadInput, Missing, did_you_mean
-from expunge.files import digest, state_digest
+from expunge.files import state_digest
 from expunge.parameters import Parameters
 from expunge.registry import load_object
 
@@ -232,11 +232,6 @@ def save_model(
         **facts,
     }
     (folder / "expunge.json").write_text(json.dumps(record, indent=2, sort_keys=True))
-
-
-def architecture_id(architecture: Architecture | None) -> str:
-    """Fingerprint of the architecture."""
-    return digest(None if architecture is None else architecture.model_dump(mode="json"))
 
 
 def load_folder(folder: Path) -> tuple[nn.Module, Architecture, dict[str, Any]]:
