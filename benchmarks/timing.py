@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
 from collections.abc import Callable
 
@@ -9,20 +11,23 @@ from collections.abc import Callable
 def paired_ratio(
     ours: Callable[[], object], theirs: Callable[[], object], repeats: int = 15
 ) -> tuple[float, float, float]:
-    """Ratio of the least CPU seconds of `repeats` runs each, and those seconds; one warm-up pair first.
+    """Median over `repeats` neighbouring runs of their ratio in CPU seconds, and the least seconds of each.
 
-    Both do the same work every time, so that what exceeds the least is the machine's other business.
+    One warm-up pair comes first. Neighbours share the processor's clock, which on a rented machine drifts by half within
+    minutes; the median drops the pairs that something else ran into.
     """
-    seconds: dict[Callable[[], object], list[float]] = {ours: [], theirs: []}
+    ratios, least, other = [], math.inf, math.inf
     for repeat in range(repeats + 1):
+        seconds: dict[Callable[[], object], float] = {}
         # The order alternates: whoever runs second finds warmer caches.
         for run in (ours, theirs) if repeat % 2 else (theirs, ours):
             started = time.process_time()
             run()
-            if repeat:
-                seconds[run].append(time.process_time() - started)
-    least, other = min(seconds[ours]), min(seconds[theirs])
-    return least / other, least, other
+            seconds[run] = time.process_time() - started
+        if repeat:
+            ratios.append(seconds[ours] / seconds[theirs])
+            least, other = min(least, seconds[ours]), min(other, seconds[theirs])
+    return statistics.median(ratios), least, other
 
 
 def line(what: str, ratio: float, ours: float, theirs: float, bound: str) -> None:

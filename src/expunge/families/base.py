@@ -54,9 +54,9 @@ class Batch:
         """The examples numbered `rows` (`[b]`, long), in that order."""
         return Batch(
             [self.ids[i] for i in rows.tolist()],
-            {k: v[rows] for k, v in self.inputs.items()},
-            self.targets[rows],
-            self.mask[rows],
+            {k: v.index_select(0, rows) for k, v in self.inputs.items()},
+            self.targets.index_select(0, rows),
+            self.mask.index_select(0, rows),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 IGNORED = -100
-"""Target of masked-out positions; torch's own default."""
+"""Target of masked-out positions: the `ignore_index` of torch's cross-entropy."""
 
 
 class Classifier(Family):
@@ -91,11 +92,10 @@ class Classifier(Family):
     def nll(self, outputs: Outputs, batch: Batch) -> Tensor:  # noqa: D102
         logits = _wide(outputs.prediction)
         # Masking the targets instead of the losses leaves nothing to differentiate.
-        targets = batch.targets.masked_fill(~batch.mask, IGNORED)
-        losses = F.cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
-        )
-        return losses if targets.shape[1] == 1 else losses.reshape(targets.shape).sum(-1)
+        targets = torch.where(batch.mask, batch.targets, IGNORED)
+        if targets.shape[1] == 1:
+            return F.cross_entropy(logits.squeeze(1), targets.squeeze(1), reduction="none")
+        return F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").sum(-1)
 
     def divergence(self, p: Outputs, q: Outputs, batch: Batch, temperature: float = 1.0) -> Tensor:
         """Categorical KL divergence of the softmax of logits divided by the temperature."""
@@ -156,7 +156,8 @@ class Classifier(Family):
         return np.asarray([self.classes[int(v)] for v in dataset[self.target][:]])
 
     def trim(self, batch: Batch) -> Batch:  # noqa: D102
-        return Batch(batch.ids, self.inputs.trim(batch.inputs), batch.targets, batch.mask)
+        inputs = self.inputs.trim(batch.inputs)
+        return batch if inputs is batch.inputs else replace(batch, inputs=inputs)
 
     def check(self, dataset: Dataset, name: str) -> None:  # noqa: D102
         self.inputs.check(dataset, name)

@@ -85,7 +85,8 @@ class Loop:
                 with torch.no_grad():
                     model.eval()
                     objective.after_epoch(model, self.state, epoch)
-        accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+        if wrapped is not model or objective.precision != "no":
+            accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
         self._flush_log()
         checkpoints.clear()
         return self._finished()
@@ -119,8 +120,9 @@ class Loop:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         held.restore()
-        with torch.no_grad():
-            self.objective.after_step(self.model, self.state, self.done_steps / self.total_steps)
+        if type(self.objective).after_step is not Objective.after_step:
+            with torch.no_grad():
+                self.objective.after_step(self.model, self.state, self.done_steps / self.total_steps)
 
     def _finished(self) -> nn.Module:
         with torch.no_grad():
@@ -130,7 +132,8 @@ class Loop:
 
     def _batchnorm_training(self, wanted: bool) -> None:
         for norm in self.norms:
-            norm.train(wanted)
+            if norm.training != wanted:
+                norm.train(wanted)
 
     def _size(self, traversal: Pass) -> int:
         return traversal.batch_size or self.objective.batch_size
