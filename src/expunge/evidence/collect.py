@@ -24,7 +24,7 @@ class Evidence:
     """Everything measured of one model on one data set: a row per example."""
 
     table: pa.Table
-    """Columns `id`, `group` where the family has groups, and one per quantity."""
+    """Columns `id`, `group` where the family has groups, and one per quantity; token-level quantities are lists."""
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -40,7 +40,7 @@ class Evidence:
         return np.asarray(self.table["group"].to_pylist()) if "group" in self.table.column_names else None
 
     def __getitem__(self, quantity: str) -> np.ndarray:
-        """One quantity: `[n]`, or `[n, d]` for vectors."""
+        """One quantity: `[n]`, `[n, d]` for vectors, or `[n]` of arrays (dtype object) for token-level quantities."""
         if quantity not in self.table.column_names:
             raise BadInput(
                 f"the evidence has no '{quantity}'{did_you_mean(quantity, self.table.column_names)}"
@@ -48,6 +48,12 @@ class Evidence:
         column = self.table[quantity].combine_chunks()
         if pa.types.is_fixed_size_list(column.type):
             return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
+        if pa.types.is_list(column.type):
+            ragged = np.empty(len(column), dtype=object)
+            ragged[:] = np.split(
+                column.flatten().to_numpy(zero_copy_only=False), column.offsets.to_numpy()[1:-1]
+            )
+            return ragged
         return column.to_numpy(zero_copy_only=False)
 
     def select(self, rows: np.ndarray) -> Evidence:
@@ -90,10 +96,16 @@ def collect(
     model.eval()
     # Filled in place by row: concatenating at the end would hold everything twice.
     arrays: dict[str, Tensor] = {}
+    tokens: dict[str, list[np.ndarray]] = {}
     with torch.inference_mode():
         for rows, batch in batches.sequential(batch_size):
             made = family.observe(family.forward(model, batch, hidden), batch, quantities)
             for name, value in made.items():
+                if name.startswith("token_"):
+                    # Per token: what counts of each row, however long the batch was.
+                    pairs = zip(value.cpu().numpy(), batch.mask.cpu().numpy(), strict=True)
+                    tokens.setdefault(name, []).extend(row[mask] for row, mask in pairs)
+                    continue
                 if name not in arrays:
                     arrays[name] = torch.empty((len(batches), *value.shape[1:]), dtype=value.dtype)
                 arrays[name][rows] = value.cpu()
@@ -103,7 +115,14 @@ def collect(
         columns["group"] = pa.array(batches.groups)
     for name, value in arrays.items():
         columns[name] = _arrow(value.numpy())
+    for name, ragged in tokens.items():
+        columns[name] = _ragged(ragged)
     return Evidence(pa.table(columns))
+
+
+def _ragged(rows: list[np.ndarray]) -> pa.Array:
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(rows)))
 
 
 def _arrow(array: np.ndarray) -> pa.Array:

@@ -142,7 +142,10 @@ class Family(ABC):
 
     @abstractmethod
     def observe(self, outputs: Outputs, batch: Batch, quantities: Sequence[str]) -> dict[str, Tensor]:
-        """The asked quantities, each `[B]` or `[B, d]`, computed in float32 or wider."""
+        """The asked quantities, each `[B]` or `[B, d]`, computed in float32 or wider.
+
+        Names that begin with ``token_`` are per position: `[B, T]`, of which the evidence keeps what the mask marks.
+        """
 
     @abstractmethod
     def check(self, dataset: Dataset, name: str) -> None:

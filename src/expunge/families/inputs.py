@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from expunge.errors import BadInput, did_you_mean
 from expunge.families.base import Rows
+from expunge.families.tokenizers import describe_tokenizer, load_tokenizer, require_fast, restore_tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -137,10 +137,7 @@ class Text(Inputs):
         if not 1 <= len(self._columns) <= 2:
             given = ", ".join(self._columns)
             raise BadInput(f"a text model reads one column or a pair, got {len(self._columns)}: {given}")
-        if not tokenizer.is_fast:
-            raise BadInput(
-                f"{type(tokenizer).__name__} has no tokenizer.json; convert it to a fast tokenizer first"
-            )
+        require_fast(tokenizer)
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, columns: Sequence[str], max_length: int = 512) -> Text:
@@ -148,9 +145,7 @@ class Text(Inputs):
 
         Texts are cut after `max_length` tokens, or earlier where the tokenizer says so.
         """
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = load_tokenizer(folder)
         return cls(columns, tokenizer, min(int(tokenizer.model_max_length), max_length))
 
     @property
@@ -181,41 +176,17 @@ class Text(Inputs):
                 )
 
     def describe(self) -> dict[str, Any]:  # noqa: D102
-        # The whole tokenizer, because a name alone does not fix what it does. Without padding and truncation,
-        # which every call sets anew and which would make two descriptions of the same tokenizer differ.
-        backend = {
-            **json.loads(self.tokenizer.backend_tokenizer.to_str()),
-            "padding": None,
-            "truncation": None,
-        }
         return {
             "kind": self.kind,
             "columns": self._columns,
             "max_length": self.max_length,
-            "tokenizer": backend,
-            "special": {
-                k: str(v) for k, v in self.tokenizer.special_tokens_map.items() if not isinstance(v, list)
-            },
-            "padding_side": self.tokenizer.padding_side,
-            "truncation_side": self.tokenizer.truncation_side,
-            # DistilBERT and RoBERTa take no token_type_ids; the tokenizer knows.
-            "arguments": list(self.tokenizer.model_input_names),
+            **describe_tokenizer(self.tokenizer),
         }
 
     @classmethod
     def restore(cls, description: dict[str, Any]) -> Text:  # noqa: D102
-        from tokenizers import Tokenizer
-        from transformers import PreTrainedTokenizerFast
-
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=Tokenizer.from_str(json.dumps(description["tokenizer"])),
-            model_max_length=description["max_length"],
-            padding_side=description["padding_side"],
-            truncation_side=description["truncation_side"],
-            model_input_names=description["arguments"],
-            **description["special"],
-        )
-        return cls(description["columns"], tokenizer, description["max_length"])
+        length = description["max_length"]
+        return cls(description["columns"], restore_tokenizer(description, length), length)
 
 
 def restore_inputs(description: dict[str, Any]) -> Inputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from functools import cache
@@ -80,6 +81,7 @@ BUILTIN: dict[str, type[nn.Module]] = {"mlp": MLP, "cnn": CNN}
 AUTO_CLASSES = {
     "image-classification": "AutoModelForImageClassification",
     "sequence-classification": "AutoModelForSequenceClassification",
+    "causal-lm": "AutoModelForCausalLM",
 }
 
 
@@ -146,6 +148,19 @@ def call(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     if _is_pretrained(type(inner)):
         return model(**inputs).logits
     return model(*inputs.values())
+
+
+def call_language_model(model: nn.Module, inputs: Mapping[str, Tensor], keep: int) -> Tensor:
+    """Logits `[B, keep, V]` of the last `keep` positions; those before are not computed where the model can skip them."""
+    inner = getattr(model, "module", model)
+    if _skips_logits(type(inner)):
+        return model(**inputs, use_cache=False, logits_to_keep=keep).logits
+    return call(model, inputs)[:, -keep:]
+
+
+@cache
+def _skips_logits(kind: type[nn.Module]) -> bool:
+    return _is_pretrained(kind) and "logits_to_keep" in inspect.signature(kind.forward).parameters
 
 
 @cache  # called in every step, and finding the class takes longer than a small layer

@@ -145,8 +145,13 @@ def _batching(problem: Problem, family: Family, model: nn.Module) -> None:
     one = collect(family, model, problem.forget, names, batch_size=3)
     two = collect(family, model, problem.forget, names, batch_size=1000)
     for name in names:
-        gap = float(np.abs(one[name].astype(float) - two[name].astype(float)).max())
+        gap = float(np.abs(_flat(one[name]) - _flat(two[name])).max())
         require(gap < 1e-4, f"quantity '{name}' differs by {gap:.1e} between batch sizes")
+
+
+def _flat(values: np.ndarray) -> np.ndarray:
+    """All values of a quantity in one row; token-level quantities are arrays of arrays."""
+    return np.concatenate(values).astype(float) if values.dtype == object else values.astype(float)
 
 
 def _refusals(problem: Problem, family: Family, model: nn.Module) -> None:
