@@ -7,13 +7,17 @@ from typing import Any
 from expunge.errors import BadInput, did_you_mean
 from expunge.families.base import Batch, Family, Outputs, metered
 from expunge.families.batches import Batches
+from expunge.families.causal_lm import CausalLM
 from expunge.families.classifier import Classifier
 from expunge.families.images import Images
 from expunge.families.inputs import Inputs, Table, Text
 from expunge.families.models import Architecture
+from expunge.families.prompts import Template
 from expunge.families.regressor import Regressor
 
-FAMILIES: dict[str, type[Classifier] | type[Regressor]] = {f.name: f for f in (Classifier, Regressor)}
+FAMILIES: dict[str, type[Classifier] | type[Regressor] | type[CausalLM]] = {
+    f.name: f for f in (Classifier, Regressor, CausalLM)
+}
 
 
 def restore_family(description: dict[str, Any]) -> Family:
@@ -29,6 +33,7 @@ __all__ = [
     "Architecture",
     "Batch",
     "Batches",
+    "CausalLM",
     "Classifier",
     "Family",
     "Images",
@@ -36,6 +41,7 @@ __all__ = [
     "Outputs",
     "Regressor",
     "Table",
+    "Template",
     "Text",
     "metered",
     "restore_family",

@@ -111,6 +111,8 @@ class Family(ABC):
     name: ClassVar[str]
     likelihood: ClassVar[Literal["exact", "bound", "none"]]
     """What `nll` means. Methods and metrics that need an exact one say so."""
+    sequences: ClassVar[bool] = False
+    """Whether examples have different numbers of positions, so that batches show different parts of them."""
     quantities: ClassVar[Mapping[str, str]]
     """What one evidence pass can yield: name to definition."""
     relabelings: ClassVar[Mapping[str, str]]
@@ -162,6 +164,10 @@ class Family(ABC):
     def trim(self, batch: Batch) -> Batch:
         """The batch without positions that are padding in all its examples."""
         return batch
+
+    def positions(self, batch: Batch) -> int | None:
+        """Positions of the batch's hidden activations, where `sequences`; None where every batch has the same."""
+        return None
 
     @final
     def forward(self, model: nn.Module, batch: Batch, hidden: Sequence[str] = ()) -> Outputs:

@@ -36,6 +36,7 @@ class CausalLM(Family):
 
     name = "causal_lm"
     likelihood = "exact"
+    sequences = True
     quantities = {
         "loss": "mean negative log-likelihood of the completion's tokens, nats per token, [n]",
         "nll": "negative log-likelihood of the completion, nats, [n]",
@@ -144,6 +145,9 @@ class CausalLM(Family):
             targets=batch.targets[:, first:last],
             mask=batch.mask[:, first:last],
         )
+
+    def positions(self, batch: Batch) -> int:  # noqa: D102
+        return batch.inputs["input_ids"].shape[1]
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:  # noqa: D102
         # The logits of the last token predict what follows the sequence: computed with the others and dropped.

@@ -173,8 +173,10 @@ class Images(Inputs):
                     f"{name} has {sum(missing)} rows without an image (first: id '{first}'); drop them"
                 )
             return
-        values = np.asarray(dataset.with_format("numpy")[self.column][:])
-        if values.dtype != np.uint8:
+        feature: Any = dataset.features[self.column]
+        # The numpy format widens whole numbers to eight bytes, so that the values do not tell.
+        if getattr(feature, "dtype", None) != "uint8":
+            values = np.asarray(dataset.with_format("numpy")[self.column][:])
             refuse_nan(values, dataset, name, self.column)
 
     @classmethod

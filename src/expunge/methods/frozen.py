@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -20,7 +22,8 @@ class Frozen:
     """Outputs of a model that does not change, by split and row.
 
     Precomputed, the outputs of every row are stored and the model is let go; live, it is kept and called in each step.
-    Both give the same numbers.
+    Both give the same numbers. Of sequences what enters the head is stored, and the head is kept: hundreds of values per
+    position instead of a whole vocabulary.
     """
 
     def __init__(
@@ -35,7 +38,8 @@ class Frozen:
         batch_size: int = 256,
     ) -> None:
         self._family, self._hidden = family, tuple(hidden)
-        self._stored: dict[Split, Outputs] = {}
+        self._head = family.head(model) if family.sequences else ""
+        self._stored: dict[Split, Outputs | _Sequences] = {}
         self._model: nn.Module | None = None
         if not precompute:
             self._model = clone(model).eval()
@@ -49,11 +53,17 @@ class Frozen:
                 self._stored[split] = self._collect(model, sources[split], batch_size)
         model.train(was_training)
 
-    def _collect(self, model: nn.Module, batches: Batches, batch_size: int) -> Outputs:
+    def _collect(self, model: nn.Module, batches: Batches, batch_size: int) -> Outputs | _Sequences:
         # Filled in place: concatenating at the end would hold every output twice.
         stored: Outputs | None = None
+        sequences: _Sequences | None = None
         for rows, batch in batches.sequential(batch_size):
-            made = self._family.forward(model, batch, self._hidden)
+            with _head_inputs(model, self._head) as seen:
+                made = self._family.forward(model, batch, self._hidden)
+            if self._family.positions(batch) is not None:
+                sequences = sequences or _Sequences(model, self._head)
+                sequences.add(batch, made, seen)
+                continue
             if stored is None:
                 n = len(batches)
                 stored = Outputs(
@@ -63,13 +73,91 @@ class Frozen:
             stored.prediction[rows] = made.prediction
             for layer, value in made.hidden.items():
                 stored.hidden[layer][rows] = value
-        if stored is None:
+        found = stored or sequences
+        if found is None:
             raise ExpungeError("a frozen model was asked for the outputs of an empty data set")
-        return stored
+        return found
 
     def outputs(self, split: Split, rows: Tensor, batch: Batch) -> Outputs:
         """Outputs for the given rows of `split`; `batch` holds the same rows."""
         if self._model is None:
-            return self._stored[split].select(rows)
+            stored = self._stored[split]
+            if isinstance(stored, Outputs):
+                return stored.select(rows)
+            return stored.outputs(rows, batch, self._family.positions(batch) or 0)
         with torch.no_grad():
             return self._family.forward(self._model, batch, self._hidden)
+
+
+@contextlib.contextmanager
+def _head_inputs(model: nn.Module, head: str) -> Iterator[list[Tensor]]:
+    """Catch what enters the module called `head`; nothing where the name is empty."""
+    seen: list[Tensor] = []
+    if not head:
+        yield seen
+        return
+    handle = model.get_submodule(head).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+class _Sequences:
+    """Outputs of sequences, of which batches show different parts: valid positions only, end to end."""
+
+    def __init__(self, model: nn.Module, head: str) -> None:
+        self._head: nn.Module | None = clone(model.get_submodule(head)).requires_grad_(False)
+        self._values: list[Tensor] = []
+        self._counts: list[Tensor] = []
+        self._hidden: dict[str, list[Tensor]] = {}
+
+    def add(self, batch: Batch, made: Outputs, seen: list[Tensor]) -> None:
+        """Take in the next rows; they come in order."""
+        values = made.prediction[batch.mask]
+        if self._head is not None:
+            inputs = self._head_values(batch, made.prediction, seen)
+            if inputs is None or not torch.allclose(self._head(inputs), values, atol=1e-5, rtol=1e-5):
+                # Some models scale or cap their logits after the head; of these the logits themselves are stored.
+                if self._values:
+                    self._values = [self._head(part) for part in self._values]
+                self._head = None
+            else:
+                values = inputs
+        self._values.append(values)
+        self._counts.append(batch.mask.sum(-1))
+        for layer, value in made.hidden.items():
+            self._hidden.setdefault(layer, []).extend(value)
+
+    @staticmethod
+    def _head_values(batch: Batch, prediction: Tensor, seen: list[Tensor]) -> Tensor | None:
+        if len(seen) != 1 or seen[0].dim() != 3 or seen[0].shape[1] <= prediction.shape[1]:
+            return None
+        # The head sees one position more than is predicted from: what follows the sequence.
+        return seen[0][:, -prediction.shape[1] - 1 : -1][batch.mask]
+
+    @cached_property
+    def _flat(self) -> tuple[Tensor, Tensor, Tensor]:
+        counts = torch.cat(self._counts)
+        values, self._values = torch.cat(self._values), []
+        return values, counts, counts.cumsum(0) - counts
+
+    def outputs(self, rows: Tensor, batch: Batch, positions: int) -> Outputs:
+        """What the frozen model says of the rows numbered `rows`, in the layout of `batch`."""
+        values, counts, starts = self._flat
+        rows = rows.to(counts.device)
+        n = counts[rows]
+        # Row r owns the stored positions starts[r] .. starts[r] + n[r].
+        first = starts[rows] - (n.cumsum(0) - n)
+        chosen = values[first.repeat_interleave(n) + torch.arange(int(n.sum()), device=n.device)]
+        with torch.no_grad():
+            logits = chosen if self._head is None else self._head(chosen)
+        prediction = logits.new_zeros((*batch.mask.shape, logits.shape[-1]))
+        prediction[batch.mask] = logits
+        hidden = {}
+        for layer, stored in self._hidden.items():
+            hidden[layer] = stored[0].new_zeros((len(rows), positions, stored[0].shape[-1]))
+            for place, i in enumerate(rows.tolist()):
+                known = stored[i][:positions]
+                hidden[layer][place, : len(known)] = known
+        return Outputs(prediction, hidden)

@@ -7,9 +7,13 @@ from functools import cache
 import numpy as np
 import torch
 from datasets import Dataset
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import PreTrainedTokenizerFast
 
 from expunge.errors import BadInput, did_you_mean
-from expunge.families import Architecture, Classifier, Regressor, Table
+from expunge.families import Architecture, CausalLM, Classifier, Regressor, Table
 from expunge.methods.base import Workplace
 from expunge.methods.loop import fit
 from expunge.problem import Problem, Training
@@ -59,7 +63,57 @@ def _regressor() -> Problem:
     )  # fmt: skip
 
 
-_MAKERS = {"classifier": _classifier, "regressor": _regressor}
+def _tokenizer() -> PreTrainedTokenizerFast:
+    """Whole words, line ends and full stops are tokens; what is not in `_WORDS` is unknown."""
+    special = ["<pad>", "<eos>", "<unk>"]
+    vocabulary = {token: number for number, token in enumerate([*special, "\n", *_WORDS])}
+    backend = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = Split(Regex(r"\n|[A-Za-z]+|[^A-Za-z\s]|<eos>"), "removed", invert=True)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=32
+    )
+
+
+_NAMES = ["Ada", "Bo", "Cy", "Di", "Eli", "Flo", "Gus", "Hal"]
+_PLACES = ["Rome", "Oslo", "Lima", "Bern"]
+_WORDS = [
+    *_NAMES,
+    *_PLACES,
+    *["Question", "Answer", "Where", "was", "born", "does", "live", "in", "is", "from", ":", "?", "."],
+]
+
+
+def _facts(n: int, seed: int) -> Dataset:
+    """Where made-up people live, in sentences of a few words; names are pairs, so that there are enough of them."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(n):
+        first, second = rng.choice(_NAMES, 2, replace=False)
+        place = _PLACES[int(rng.integers(len(_PLACES)))]
+        said = (
+            f"{first} {second} is from {place}."
+            if rng.random() < 0.5
+            else f"{first} {second} was born in {place}."
+        )
+        rows.append({"id": f"t{seed}-{i}", "question": f"Where is {first} {second} from?", "answer": said})
+    return Dataset.from_list(rows)
+
+
+def _causal_lm() -> Problem:
+    train, family = _facts(48, 0), CausalLM(_tokenizer(), max_length=32)
+    options = {
+        "model_type": "llama", "vocab_size": len(family.tokenizer), "hidden_size": 16, "intermediate_size": 32,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 32,
+        "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None,
+    }  # fmt: skip
+    return Problem(
+        "tiny-causal-lm", family, train, tuple(train["id"][:12]), _facts(24, 1), {"test": _facts(16, 2)},
+        architecture=Architecture(kind="transformers", name="causal-lm", options=options),
+        recipe=Training(epochs=6, batch_size=16, lr=0.02, optimizer="adamw", weight_decay=0.0), scope="12 random rows",
+    )  # fmt: skip
+
+
+_MAKERS = {"classifier": _classifier, "regressor": _regressor, "causal_lm": _causal_lm}
 
 
 @cache
