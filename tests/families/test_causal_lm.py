@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from expunge.errors import BadInput
 from expunge.evidence import Evidence, collect
-from expunge.families import Batches
+from expunge.families import Batches, metered
+from expunge.families.branches import FURTHER
 from expunge.families.causal_lm import CausalLM
 from expunge.families.prompts import Template
 from expunge.metrics.memorization import answer_tokens, exact_memorization, extraction_strength
@@ -28,7 +29,7 @@ from expunge.metrics.text_membership import (
     zlib_score,
 )
 
-QUANTITIES = [q for q in CausalLM.quantities if ":" not in q]
+QUANTITIES = [q for q in CausalLM.quantities if ":" not in q and q not in FURTHER]
 
 
 class Golden:
@@ -75,6 +76,26 @@ def test_losses_and_probabilities(looked):
     np.testing.assert_allclose(np.exp(-forget["loss"]), by_row(values, "forget_Q_A_Prob", "prob"), atol=5e-5)
 
 
+@pytest.mark.parametrize("model", ["target", "unlearned", "retrained"])
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [("forget10", "forget"), ("retain", "retain"), ("real_authors", "ra"), ("world_facts", "wf")],
+)
+def test_further_answers(golden, model, name, prefix):
+    """All answers of a question in one pass, against an evaluator that makes a sequence of each."""
+    rows, values = golden.rows(f"{name}_perturbed"), golden.values(model)
+    with metered() as meter:
+        found = collect(
+            golden.family, golden.model(model), rows, ["loss", "paraphrase_loss", "perturbed_loss"]
+        )
+    assert meter.examples == len(rows)
+    np.testing.assert_allclose(found["loss"], by_row(values, f"{prefix}_Q_A_Prob", "avg_loss"), atol=5e-5)
+    perturbed = by_row(values, f"{prefix}_Q_A_PERT_Prob", "avg_loss")
+    np.testing.assert_allclose(found["perturbed_loss"], perturbed, atol=5e-5)
+    paraphrased = f"{prefix}_Q_A_PARA_Prob" if f"{prefix}_Q_A_PARA_Prob" in values else f"{prefix}_Q_A_Prob"
+    np.testing.assert_allclose(found["paraphrase_loss"], by_row(values, paraphrased, "avg_loss"), atol=5e-5)
+
+
 def test_memorization(looked):
     values, forget, _ = looked
     correct = answer_tokens(forget, "token_correct")
@@ -86,7 +107,9 @@ def test_memorization(looked):
     nothing = np.asarray([row[-1] == 0 for row in correct])
     np.testing.assert_allclose(strength[~nothing], theirs[~nothing], atol=1e-6)
     assert (strength[nothing] == 0).all()
-    np.testing.assert_allclose(theirs[nothing], [1 / len(r) for r, no in zip(correct, nothing, strict=True) if no])
+    np.testing.assert_allclose(
+        theirs[nothing], [1 / len(r) for r, no in zip(correct, nothing, strict=True) if no]
+    )
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,9 @@ def collect(
     `batches` are the data set's, where they exist already: several models are then measured on one collated copy.
     """
     hidden = [q.removeprefix("features:") for q in quantities if q.startswith("features:")]
-    batches = batches or Batches(family, dataset, device)
+    view = family.view(dataset, quantities)
+    if view is not family or batches is None:
+        family, batches = view, Batches(view, dataset, device)
     model.to(device)
     was_training = model.training
     model.eval()

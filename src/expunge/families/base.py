@@ -165,6 +165,10 @@ class Family(ABC):
         """The batch without positions that are padding in all its examples."""
         return batch
 
+    def view(self, dataset: Dataset, quantities: Sequence[str]) -> Family:
+        """What reads `dataset` for `quantities`: usually the family itself, else one that reads more columns."""
+        return self
+
     def positions(self, batch: Batch) -> int | None:
         """Positions of the batch's hidden activations, where `sequences`; None where every batch has the same."""
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,8 @@ class CausalLM(Family):
         "token_correct": "1 where the most likely token is the completion's, else 0, [n, T]",
         "token_mean_logp": "mean over the vocabulary of ln p under p itself, i.e. minus the entropy, nats, [n, T]",
         "token_std_logp": "standard deviation over the vocabulary of ln p under p itself, nats, [n, T]",
+        "paraphrase_loss": "loss of the row's paraphrased answer, or of the answer itself where there is none, [n]",
+        "perturbed_loss": "loss of each of the row's perturbed answers; NaN where there are none, [n, K]",
         "features:LAYER": "activations of LAYER averaged over the completion's positions, [n, d]",
     }
     relabelings = {
@@ -149,6 +151,12 @@ class CausalLM(Family):
     def positions(self, batch: Batch) -> int:  # noqa: D102
         return batch.inputs["input_ids"].shape[1]
 
+    def view(self, dataset: Dataset, quantities: Sequence[str]) -> Family:
+        """Rows with all their answers, where a quantity asks for more than the first."""
+        from expunge.families.branches import FURTHER, Branching
+
+        return Branching(self, dataset) if any(q in FURTHER for q in quantities) else self
+
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:  # noqa: D102
         # The logits of the last token predict what follows the sequence: computed with the others and dropped.
         return call_language_model(model, batch.inputs, batch.targets.shape[1] + 1)[:, :-1]
@@ -202,29 +210,20 @@ class CausalLM(Family):
     def _tokens(self, prediction: Tensor, batch: Batch, quantities: Sequence[str]) -> dict[str, Tensor]:
         """Token-level quantities, each `[B, T]`, valid where the mask is; logits are widened a chunk at a time."""
         at = batch.mask.nonzero(as_tuple=True)
-        moments = any(q in quantities for q in ("token_mean_logp", "token_std_logp"))
-        found: dict[str, list[Tensor]] = {"token_logp": [], "token_correct": []}
-        if moments:
-            found |= {"token_mean_logp": [], "token_std_logp": []}
-        for rows, columns in zip(
-            *(part.split(max(1, CHUNK_VALUES // prediction.shape[-1])) for part in at), strict=True
-        ):
-            logits, target = _wide(prediction[rows, columns]), batch.targets[rows, columns]
-            logp = F.log_softmax(logits, -1)
+        names = ["token_logp", "token_correct"]
+        if any(q in quantities for q in ("token_mean_logp", "token_std_logp")):
+            names += ["token_mean_logp", "token_std_logp"]
+        found: dict[str, list[Tensor]] = {name: [] for name in names}
+        for logp, target in _chunks(prediction, batch.targets, at):
             found["token_logp"].append(logp.gather(1, target[:, None]).squeeze(1))
-            found["token_correct"].append((logits.argmax(-1) == target).float())
-            if moments:
+            found["token_correct"].append((logp.argmax(-1) == target).float())
+            if "token_mean_logp" in found:
                 p = logp.exp()
                 mean = (p * logp).sum(-1)
                 found["token_mean_logp"].append(mean)
                 # Centered, because the difference of two large moments would lose its digits.
                 found["token_std_logp"].append((p * (logp - mean[:, None]).square()).sum(-1).sqrt())
-        made = {}
-        for name, parts in found.items():
-            made[name] = torch.full(batch.mask.shape, math.nan, device=prediction.device)
-            if parts:
-                made[name][at] = torch.cat(parts)
-        return made
+        return {name: _placed(parts, at, batch.mask.shape) for name, parts in found.items()}
 
     def _features(self, hidden: Tensor, batch: Batch) -> Tensor:
         # Activations cover the whole sequence; those that predict the completion are its last positions but one.
@@ -279,6 +278,27 @@ class CausalLM(Family):
                 )
             if len(ids) - max(n_prompt, 1) < 1:
                 raise BadInput(f"{where} has no token to predict; give it a longer '{columns[-1]}'")
+
+
+def log_likelihoods(prediction: Tensor, targets: Tensor, where: Tensor) -> Tensor:
+    """`[B, T]` ln p of the targets where `where` (bool, `[B, T]`), NaN elsewhere; logits are widened a chunk at a time."""
+    at = where.nonzero(as_tuple=True)
+    parts = [logp.gather(1, target[:, None]).squeeze(1) for logp, target in _chunks(prediction, targets, at)]
+    return _placed(parts, at, where.shape)
+
+
+def _chunks(prediction: Tensor, targets: Tensor, at: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Log-probabilities `[m, V]` and targets `[m]` of some positions at a time."""
+    size = max(1, CHUNK_VALUES // prediction.shape[-1])
+    for rows, columns in zip(*(part.split(size) for part in at), strict=True):
+        yield F.log_softmax(_wide(prediction[rows, columns]), -1), targets[rows, columns]
+
+
+def _placed(parts: list[Tensor], at: tuple[Tensor, ...], shape: torch.Size) -> Tensor:
+    values = torch.cat(parts)
+    placed = values.new_full(shape, math.nan)
+    placed[at] = values
+    return placed
 
 
 def _wide(tensor: Tensor) -> Tensor:

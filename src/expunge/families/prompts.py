@@ -31,6 +31,13 @@ class Template(Parameters):
         "token: with a newline, never with a space",
     )
     completion: str = Field(default="answer", description="column with what the model is to say")
+    paraphrase: str = Field(
+        default="paraphrased_answer", description="column with the answer in other words, where there is one"
+    )
+    perturbed: str = Field(
+        default="perturbed_answer",
+        description="column with wrong answers of the same form, where there is one",
+    )
     messages: str | None = Field(
         default=None, description="chat only: column with the turns, in place of prompt and completion"
     )

@@ -95,7 +95,16 @@ def _facts(n: int, seed: int) -> Dataset:
             if rng.random() < 0.5
             else f"{first} {second} was born in {place}."
         )
-        rows.append({"id": f"t{seed}-{i}", "question": f"Where is {first} {second} from?", "answer": said})
+        wrong = [f"{first} {second} is from {other}." for other in _PLACES if other != place]
+        rows.append(
+            {
+                "id": f"t{seed}-{i}",
+                "question": f"Where is {first} {second} from?",
+                "answer": said,
+                "paraphrased_answer": f"{first} {second} does live in {place}.",
+                "perturbed_answer": wrong,
+            }
+        )
     return Dataset.from_list(rows)
 
 
