@@ -48,7 +48,7 @@ class Golden:
         return Dataset.from_list([{"id": f"{name}-{i}", **row} for i, row in enumerate(rows)])
 
     def values(self, model: str) -> dict[str, Any]:
-        return json.load(lzma.open(self.folder / "values" / f"{model}.json.xz"))
+        return json.loads(lzma.decompress((self.folder / "values" / f"{model}.json.xz").read_bytes()))
 
 
 @pytest.fixture(scope="module")
