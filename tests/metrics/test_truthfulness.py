@@ -18,6 +18,7 @@ from expunge.evidence import Evidence, collect
 from expunge.families import CausalLM
 from expunge.metrics.base import METRICS
 from expunge.metrics.truthfulness import truth_ratios
+from expunge.record import Score
 
 
 def seen(right: list[float], wrong: list[list[float]], answer: list[float] | None = None) -> Evidence:
@@ -30,19 +31,24 @@ def seen(right: list[float], wrong: list[list[float]], answer: list[float] | Non
     return Evidence(pa.table({**columns, "loss": pa.array(-np.log(answer or right)), "perturbed_loss": rows}))
 
 
+def score(metric: str, split: str, **roles: Evidence) -> Score:
+    """The metric on `split`, of evidence by role."""
+    return METRICS[metric](split, {(role, split): [found] for role, found in roles.items()})  # pyright: ignore
+
+
 def test_worked_example():
     evidence = seen([0.5, 0.5], [[0.1, 0.2, 0.4]] * 2)
     np.testing.assert_allclose(truth_ratios(evidence), 0.4, rtol=1e-12)
-    assert METRICS["truth-ratio"]("forget", {("model", "forget"): [evidence]}).value == pytest.approx(0.4)
-    assert METRICS["truth-ratio"]("retain", {("model", "retain"): [evidence]}).value == pytest.approx(0.6)
-    choice = METRICS["choice-probability"]("world", {("model", "world"): [evidence]}).value
+    assert score("truth-ratio", "forget", model=evidence).value == pytest.approx(0.4)
+    assert score("truth-ratio", "retain", model=evidence).value == pytest.approx(0.6)
+    choice = score("choice-probability", "world", model=evidence).value
     assert choice == pytest.approx(0.5 / 1.2)
 
 
 def test_a_ratio_above_one_counts_as_its_inverse():
     evidence = seen([0.1, 0.1], [[0.2, 0.2]] * 2)
-    assert METRICS["truth-ratio"]("forget", {("model", "forget"): [evidence]}).value == pytest.approx(0.5)
-    assert METRICS["truth-ratio"]("retain", {("model", "retain"): [evidence]}).value == 0.0
+    assert score("truth-ratio", "forget", model=evidence).value == pytest.approx(0.5)
+    assert score("truth-ratio", "retain", model=evidence).value == 0.0
 
 
 def test_impossible_answers_stay_finite():
@@ -60,19 +66,21 @@ def test_forget_quality_of_a_shift(n):
         seen([0.9] * n, (grid * 0.9)[:, None].tolist()),
         seen([0.9] * n, ((grid + 0.1399) * 0.9)[:, None].tolist()),
     )
-    evidence = {("model", "forget"): [one], ("retrained", "forget"): [two]}
-    assert METRICS["truth-ratio-distance"]("forget", evidence).value == pytest.approx(0.2, abs=0.006)
+    assert score("truth-ratio-distance", "forget", model=one, retrained=two).value == pytest.approx(
+        0.2, abs=0.006
+    )
     expected = {40: 0.266, 200: 4.3e-4, 400: 1.4e-7}[n]
-    assert METRICS["forget-quality"]("forget", evidence).value == pytest.approx(expected, rel=0.6)
-    same = {("model", "forget"): [one], ("retrained", "forget"): [one]}
-    assert METRICS["forget-quality"]("forget", same).value == 1.0
+    assert score("forget-quality", "forget", model=one, retrained=two).value == pytest.approx(
+        expected, rel=0.6
+    )
+    assert score("forget-quality", "forget", model=one, retrained=one).value == 1.0
 
 
 def test_without_perturbed_answers_it_is_undefined():
     rows = pa.FixedSizeListArray.from_arrays(pa.array([np.nan, np.nan]), 1)
     columns = {"id": pa.array(["a", "b"]), "paraphrase_loss": pa.array([1.0, 1.0]), "perturbed_loss": rows}
-    score = METRICS["truth-ratio"]("forget", {("model", "forget"): [Evidence(pa.table(columns))]})
-    assert score.status == "undefined" and "no perturbed answers" in score.reason
+    found = score("truth-ratio", "forget", model=Evidence(pa.table(columns)))
+    assert found.status == "undefined" and "no perturbed answers" in (found.reason or "")
 
 
 @pytest.mark.parametrize("name", ["target", "unlearned"])
@@ -90,23 +98,23 @@ def test_public_evaluator(shared: Path, name: str):
     forget, retrained = look(name, "forget10"), look("retrained", "forget10")
     theirs = values["forget_truth_ratio"]["value_by_index"]
     np.testing.assert_allclose(truth_ratios(forget), [theirs[str(i)]["score"] for i in range(48)], rtol=1e-3)
-    evidence = {("model", "forget"): [forget], ("retrained", "forget"): [retrained]}
-    ratio = METRICS["truth-ratio"]("forget", evidence).value
+    ratio = score("truth-ratio", "forget", model=forget).value
     assert ratio == pytest.approx(values["forget_truth_ratio"]["agg_value"], rel=1e-3)
-    quality = METRICS["forget-quality"]("forget", evidence).value
+    quality = score("forget-quality", "forget", model=forget, retrained=retrained).value
     assert quality == pytest.approx(values["forget_quality"]["agg_value"], rel=1e-2)
     by_hand = stats.ks_2samp(truth_ratios(forget), truth_ratios(retrained))
-    assert METRICS["truth-ratio-distance"]("forget", evidence).value == pytest.approx(by_hand.statistic)
+    distance = score("truth-ratio-distance", "forget", model=forget, retrained=retrained).value
+    assert distance == pytest.approx(by_hand.statistic)
     for split, data, prefix in (
         ("world", "world_facts", "wf"),
         ("authors", "real_authors", "ra"),
         ("retain", "retain", "retain"),
     ):
-        found = {("model", split): [look(name, data)]}
-        assert METRICS["truth-ratio"](split, found).value == pytest.approx(
+        found = look(name, data)
+        assert score("truth-ratio", split, model=found).value == pytest.approx(
             values[f"{prefix}_Truth_Ratio"]["agg_value"], abs=2e-4
         )
         if split != "retain":
-            assert METRICS["choice-probability"](split, found).value == pytest.approx(
+            assert score("choice-probability", split, model=found).value == pytest.approx(
                 values[f"{prefix}_Q_A_Prob_normalised"]["agg_value"], abs=2e-4
             )
