@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -102,7 +103,7 @@ def test_public_evaluator(shared: Path, name: str):
     assert ratio == pytest.approx(values["forget_truth_ratio"]["agg_value"], rel=1e-3)
     quality = score("forget-quality", "forget", model=forget, retrained=retrained).value
     assert quality == pytest.approx(values["forget_quality"]["agg_value"], rel=1e-2)
-    by_hand = stats.ks_2samp(truth_ratios(forget), truth_ratios(retrained))
+    by_hand: Any = stats.ks_2samp(truth_ratios(forget), truth_ratios(retrained))
     distance = score("truth-ratio-distance", "forget", model=forget, retrained=retrained).value
     assert distance == pytest.approx(by_hand.statistic)
     for split, data, prefix in (
