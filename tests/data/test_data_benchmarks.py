@@ -26,8 +26,8 @@ SIZES = {
 }
 
 
-def test_all_benchmarks_are_listed() -> None:
-    assert list(BENCHMARKS) == sorted(SIZES)
+def test_embedded_benchmarks_are_listed() -> None:
+    assert set(SIZES) <= set(BENCHMARKS)
 
 
 @pytest.mark.parametrize("name", sorted(SIZES))

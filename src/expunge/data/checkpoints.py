@@ -20,6 +20,8 @@ from expunge.parameters import Parameters
 _TASKS = {
     "ForImageClassification": "image-classification",
     "ForSequenceClassification": "sequence-classification",
+    "ForCausalLM": "causal-lm",
+    "LMHeadModel": "causal-lm",
 }
 
 
@@ -113,7 +115,7 @@ def _transformers(location: str, allow_pickle: bool) -> Checkpoint:
     if task is None:
         raise BadInput(
             f"'{location}' is a {' or '.join(classes) or 'model without a head'}; "
-            "expunge reads models for image classification and sequence classification"
+            "expunge reads models for image classification, sequence classification and causal language modeling"
         )
     if Path(location).is_dir() and not any(Path(location).glob("*.safetensors")) and not allow_pickle:
         raise BadInput(

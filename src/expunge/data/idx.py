@@ -19,7 +19,7 @@ from expunge.errors import BadInput
 
 _TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _IMAGES = re.compile(r"(?P<name>.*)images(?P<mid>[-.])idx[34]-ubyte(?P<gz>\.gz)?")
-_FASHION: list[str] = [
+FASHION_CLASSES: list[str] = [
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 ]  # fmt: skip
 
@@ -84,8 +84,8 @@ def read_pair(images: Path) -> Dataset:
         raise BadInput(f"'{images}' holds {len(pixels)} images, but '{labels}' holds {len(classes)} labels")
     if pixels.ndim not in (3, 4) or pixels.dtype != np.uint8:
         raise BadInput(f"'{images}' holds {pixels.dtype} values of shape {pixels.shape}, not uint8 images")
-    fashion = "fashion" in str(images).lower() and classes.max(initial=0) < len(_FASHION)
-    names = _FASHION if fashion else [str(i) for i in range(int(classes.max(initial=0)) + 1)]
+    fashion = "fashion" in str(images).lower() and classes.max(initial=0) < len(FASHION_CLASSES)
+    names = FASHION_CLASSES if fashion else [str(i) for i in range(int(classes.max(initial=0)) + 1)]
     array = Array2D(pixels.shape[1:], "uint8") if pixels.ndim == 3 else Array3D(pixels.shape[1:], "uint8")
     return Dataset.from_dict(
         {"image": pixels, "label": classes.astype(np.int64)},

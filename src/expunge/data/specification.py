@@ -26,7 +26,18 @@ from expunge.data.columns import (
 from expunge.data.selection import Selection
 from expunge.data.sources import read_table
 from expunge.errors import BadInput
-from expunge.families import Architecture, Classifier, Family, Images, Inputs, Regressor, Table, Text
+from expunge.families import (
+    Architecture,
+    CausalLM,
+    Classifier,
+    Family,
+    Images,
+    Inputs,
+    Regressor,
+    Table,
+    Template,
+    Text,
+)
 from expunge.parameters import Parameters
 from expunge.problem import Problem, Training, with_ids
 
@@ -77,7 +88,7 @@ class ProblemSpec(Parameters):
     recipe: Training | None = Field(
         default=None, description="how the target was trained; needed to retrain, and to train a target here"
     )
-    family: Literal["classifier", "regressor"] | None = Field(
+    family: Literal["classifier", "regressor", "causal_lm"] | None = Field(
         default=None, description="default: what the model says"
     )
     data: str | None = Field(default=None, description="all rows the target was trained on")
@@ -99,6 +110,18 @@ class ProblemSpec(Parameters):
     group: str | None = Field(default=None, description="column to break results down by; default: the class")
     classes: list[str] | None = Field(
         default=None, description="the data's class names in the order of the model's outputs"
+    )
+    template: Template | None = Field(
+        default=None,
+        description="language models: how a row becomes a prompt and a completion; default: by the columns messages, "
+        "question and answer, or text, and by the tokenizer's chat template where it has one",
+    )
+    max_length: int = Field(
+        default=512, ge=2, description="language models: most tokens of a row; longer rows are refused"
+    )
+    optional: bool = Field(
+        default=False,
+        description="in a study: leave the problem out, with a notice, where its data is missing",
     )
     allow_pickle: bool = Field(default=False, description="read pickle checkpoints, which can run code")
 
@@ -208,6 +231,8 @@ class ProblemSpec(Parameters):
 
     def _family(self, checkpoint: Checkpoint, train: Dataset) -> Family:
         config = checkpoint.config
+        if checkpoint.architecture.name == "causal-lm" or self.family == "causal_lm":
+            return self._language_model(checkpoint, train)
         numbers = (
             getattr(config, "problem_type", None) == "regression" or getattr(config, "num_labels", 2) == 1
         )
@@ -228,6 +253,30 @@ class ProblemSpec(Parameters):
             return Regressor.fit(inputs, train, targets, self.group, raw=checkpoint.model is not None)
         names = self.classes or (model_classes(config) if config is not None else [])
         return Classifier(inputs, names or data_classes(train, targets[0]), targets[0], self.group)
+
+    def _language_model(self, checkpoint: Checkpoint, train: Dataset) -> CausalLM:
+        if not checkpoint.location:
+            raise BadInput(
+                "problem: a language model is read with its tokenizer; give a transformers folder or a hub id"
+            )
+        longest = int(getattr(checkpoint.config, "max_position_embeddings", self.max_length))
+        length = min(longest, self.max_length)
+        family = CausalLM.from_pretrained(checkpoint.location, self.template, length, self.group)
+        if self.template is not None:
+            return family
+        columns, chat = train.column_names, getattr(family.tokenizer, "chat_template", None) is not None
+        if "messages" in columns:
+            found = Template(kind="chat", messages="messages")
+        elif {"question", "answer"} <= set(columns):
+            found = Template(kind="chat" if chat else "plain")
+        elif "text" in columns:
+            found = Template(kind="text", completion="text")
+        else:
+            raise BadInput(
+                f"the training data has no columns messages, question and answer, or text (it has {', '.join(columns)}); "
+                "say with 'template' how a row is read"
+            )
+        return CausalLM(family.tokenizer, found, length, self.group)
 
     def _targets(self, dataset: Dataset, kind: str) -> list[str]:
         if isinstance(self.target, list):

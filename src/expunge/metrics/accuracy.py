@@ -10,7 +10,7 @@ from expunge.stats.intervals import wilson
     "accuracy",
     title="Accuracy",
     reads={("model", "*"): ["correct"]},
-    splits=["forget", "retain", "test", "holdout"],
+    splits=["forget", "retain", "test", "ood", "holdout"],
     direction={"forget": "match", "*": "higher"},
     unit="share",
     low=0.0,

@@ -7,12 +7,19 @@ from typing import Any
 
 from expunge.data.benchmarks.base import BENCHMARKS
 from expunge.data.specification import ProblemSpec
+from expunge.errors import Missing
 from expunge.problem import Problem
 from expunge.testing.checks import Check, require
 
 
 def check_benchmark(name: str, **options: Any) -> Iterator[Check]:
-    """Every promise that a benchmark must keep; builds it, trains nothing."""
+    """Every promise that a benchmark must keep; builds it, trains nothing.
+
+    `options` are keys of a problem, such as ``options={"data_dir": ...}``. Where a benchmark's data is neither
+    here nor to be had, a check raises `expunge.errors.Missing`: nothing was found out, neither good nor bad, and a
+    test should skip with the message. That message must name the option that brings the data, else the contract
+    is broken.
+    """
 
     def check(title: str, run: Any) -> Check:
         return Check(name, title, lambda: run(name, options))
@@ -24,7 +31,12 @@ def check_benchmark(name: str, **options: Any) -> Iterator[Check]:
 
 
 def _build(name: str, options: dict[str, Any]) -> Problem:
-    return ProblemSpec(benchmark=name, **options).build()
+    try:
+        return ProblemSpec(benchmark=name, **options).build()
+    except Missing as absent:
+        named = [option for option in BENCHMARKS[name].model_fields if option in str(absent)]
+        require(bool(named), f"its data is missing, and the error names no option that brings it: {absent}")
+        raise
 
 
 def _facts(name: str, options: dict[str, Any]) -> None:
