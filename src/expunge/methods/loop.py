@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from expunge.errors import BadInput
 from expunge.families.batches import Batches
 from expunge.methods.base import Workplace
 from expunge.methods.checkpoint import Checkpoints
@@ -38,6 +39,7 @@ class Loop:
         self.total_steps = sum(self._n_steps(p) for passes in self.plan for p in passes)
         self.done_steps = 0
         self.norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self.combines = type(objective).combine is not Objective.combine
 
     def run(self) -> nn.Module:
         """Prepare, make every step that no checkpoint has made yet, finish; returns the model."""
@@ -53,6 +55,11 @@ class Loop:
         if AcceleratorState._shared_state and AcceleratorState().mixed_precision != objective.precision:
             AcceleratorState._reset_state()
         accelerator = Accelerator(cpu=self.workplace.device == "cpu", mixed_precision=objective.precision)
+        if self.combines and accelerator.scaler is not None:
+            raise BadInput(
+                f"method '{objective.name}' combines gradients of several losses, which precision 'fp16' would "
+                "scale; use 'bf16' or 'no'"
+            )
         trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         held = Held(trainable, mask)
         optimizer = make_optimizer(objective, [p for _, p in trainable])
@@ -62,6 +69,24 @@ class Loop:
         if accelerator.scaler is not None:
             # Only loss scaling needs the wrapped optimizer, which looks for optional packages on disk in every step.
             optimizer = accelerator.prepare(optimizer)
+        self._train(wrapped, optimizer, held, accelerator, checkpoints, start)
+        if wrapped is not model or objective.precision != "no":
+            accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+        self._flush_log()
+        checkpoints.clear()
+        return self._finished()
+
+    def _train(
+        self,
+        wrapped: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        held: Held,
+        accelerator: Accelerator,
+        checkpoints: Checkpoints,
+        start: tuple[int, int, int],
+    ) -> None:
+        """Every step from position `start` on, until the plan ends or the objective says stop."""
+        objective, model = self.objective, self.model
         for epoch, passes in enumerate(self.plan):
             for index, traversal in enumerate(passes):
                 if (epoch, index) < start[:2]:
@@ -76,20 +101,24 @@ class Loop:
                     # One row has no variance: batch norm cannot train on it and uses its statistics instead.
                     self._batchnorm_training(objective.batchnorm == "update" and smallest > 1)
                     lr = objective.learning_rate(epoch, (self.done_steps - 1) / self.total_steps)
-                    terms = self._gradients(steps, accelerator)
-                    self._update(wrapped, optimizer, lr, held, accelerator)
+                    if self.combines:
+                        terms = self._combined(steps, lr)
+                    else:
+                        terms = self._gradients(steps, accelerator)
+                    if self.state.stopped is None:
+                        self._update(wrapped, optimizer, lr, held, accelerator)
                     self._log(epoch, traversal, terms, lr)
+                    if self.state.stopped is not None:
+                        self.workplace.notes.append(
+                            f"stopped at step {self.done_steps} of {self.total_steps}: {self.state.stopped}"
+                        )
+                        return
                     if checkpoints.due():
                         checkpoints.save((epoch, index, number + 1), model, optimizer, self.state.kept)
             if epoch >= start[0]:
                 with torch.no_grad():
                     model.eval()
                     objective.after_epoch(model, self.state, epoch)
-        if wrapped is not model or objective.precision != "no":
-            accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-        self._flush_log()
-        checkpoints.clear()
-        return self._finished()
 
     def _gradients(self, steps: Callable[[], Iterator[Step]], accelerator: Accelerator) -> dict[str, Tensor]:
         """Add up the gradients of all pieces of one step; returns the loss terms."""
@@ -102,6 +131,28 @@ class Loop:
             total.backward() if accelerator.scaler is None else accelerator.backward(total)
             for name, value in parts.items():
                 terms[name] = terms[name] + value.detach() if name in terms else value.detach()
+        return terms
+
+    def _combined(self, steps: Callable[[], Iterator[Step]], lr: float) -> dict[str, Tensor]:
+        """Differentiate each term by itself, summed over all pieces; set the gradient that the objective makes of them."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        terms: dict[str, Tensor] = {}
+        gradients: dict[str, list[Tensor]] = {}
+        for step in steps():
+            parts = self.objective.loss(step)
+            for number, (name, value) in enumerate(parts.items(), 1):
+                # Terms of one forward pass share its graph, which must outlive all but the last.
+                shared = number < len(parts)
+                found = torch.autograd.grad(value, parameters, retain_graph=shared, materialize_grads=True)
+                if name in terms:
+                    terms[name] = terms[name] + value.detach()
+                    gradients[name] = [a + b for a, b in zip(gradients[name], found, strict=True)]
+                else:
+                    terms[name], gradients[name] = value.detach(), list(found)
+        with torch.no_grad():
+            combined = self.objective.combine(gradients, lr, self.state, terms)
+        for parameter, gradient in zip(parameters, combined, strict=True):
+            parameter.grad = gradient
         return terms
 
     def _update(
@@ -140,9 +191,12 @@ class Loop:
 
     def _n_visited(self, traversal: Pass) -> int:
         n = len(self.sources[traversal.over])
-        if traversal.over == "train" and traversal.retain_fraction < 1.0:
+        if traversal.over == "train":
             n_forget = len(self.problem.forget_rows)
-            n = n_forget + round((n - n_forget) * traversal.retain_fraction)
+            n_retain = round((n - n_forget) * traversal.retain_fraction)
+            if traversal.retain_per_forget is not None:
+                n_retain = min(n_retain, round(n_forget * traversal.retain_per_forget))
+            n = n_forget + n_retain
         return n
 
     def _n_steps(self, traversal: Pass) -> int:
@@ -155,10 +209,9 @@ class Loop:
         if traversal.over != "train":
             return order
         retain = torch.from_numpy(self.problem.retain_rows)
-        if traversal.retain_fraction < 1.0:
-            chosen = torch.randperm(len(retain), generator=self.workplace.generator(2))[
-                : n - len(self.problem.forget_rows)
-            ]
+        n_retain = n - len(self.problem.forget_rows)
+        if n_retain < len(retain):
+            chosen = torch.randperm(len(retain), generator=self.workplace.generator(2))[:n_retain]
             retain = retain[chosen]
         return torch.cat([torch.from_numpy(self.problem.forget_rows), retain])[order]
 

@@ -37,6 +37,8 @@ class Pass:
     """Where it differs from the objective's."""
     retain_fraction: float = 1.0
     """Share of the retain rows that a pass over `train` visits; the same rows in every epoch."""
+    retain_per_forget: float | None = None
+    """Most retain rows per forget row that a pass over `train` visits."""
 
 
 @dataclass
@@ -49,6 +51,8 @@ class State:
     frozen: dict[str, Frozen] = field(default_factory=dict)
     kept: dict[str, Tensor] = field(default_factory=dict)
     """Tensors that must survive an interruption; saved with every checkpoint."""
+    stopped: str | None = None
+    """Why the run ends before its plan does; None while it goes on."""
 
     def freeze(
         self, name: str, model: nn.Module, splits: Sequence[Split], hidden: Sequence[str] = ()
@@ -58,6 +62,10 @@ class State:
         self.frozen[name] = Frozen(
             model, self.problem.family, self.sources, splits, hidden, precompute=precompute
         )
+
+    def stop(self, reason: str) -> None:
+        """End the run; a note gives the reason. From `loss` and `combine` it leaves out the step at hand, too."""
+        self.stopped = reason
 
 
 class Turn:
@@ -202,6 +210,22 @@ class Objective(Method, Training):
     @abstractmethod
     def loss(self, step: Step) -> dict[str, Tensor]:
         """Named terms, each a scalar; the loop adds and logs them."""
+
+    def combine(
+        self, gradients: dict[str, list[Tensor]], lr: float, state: State, terms: dict[str, Tensor]
+    ) -> list[Tensor]:
+        """One gradient out of those of the terms, where that is not their sum; called under no_grad.
+
+        An objective that overrides it has each term differentiated by itself, exactly over micro-batches.
+        Masks, clipping by `clip`, momentum and weight decay follow.
+
+        Args:
+            gradients: by term, one tensor for each trainable parameter, in the order of `model.parameters()`.
+            lr: learning rate of this step.
+            state: of the run; `state.stop(reason)` ends it without this step.
+            terms: value of each term; what is added here is logged with them.
+        """
+        return [torch.stack(parts).sum(0) for parts in zip(*gradients.values(), strict=True)]
 
     def mask(self, problem: Problem, model: nn.Module, state: State) -> dict[str, Tensor] | None:
         """Per parameter, True where it may change; None means everywhere. Elsewhere weights stay bitwise as they were."""

@@ -4,6 +4,7 @@ Each gives a `Problem` with an exactly solved target, and the exact solution of 
 """
 
 from expunge.oracles.frequencies import FrequencyWorld
+from expunge.oracles.logistic import LogisticWorld
 from expunge.oracles.ridge import RidgeWorld
 
-__all__ = ["FrequencyWorld", "RidgeWorld"]
+__all__ = ["FrequencyWorld", "LogisticWorld", "RidgeWorld"]
