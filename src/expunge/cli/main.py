@@ -9,7 +9,7 @@ import warnings
 
 import typer
 
-from expunge.cli import audit, compare, forget, inspect, plan, report, run
+from expunge.cli import audit, compare, find, forget, inspect, plan, report, run
 from expunge.errors import ExpungeError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("demo", epilog="Example: expunge demo")(run.demo)
+app.add_typer(find.app, name="find", epilog=find.EXAMPLE)
 app.command(
     "forget",
     epilog="Example: expunge forget --benchmark digits --forget class=3 --method ssd --out unlearned",
