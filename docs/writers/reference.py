@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from expunge.attacks import ATTACKS
 from expunge.data.benchmarks.base import BENCHMARKS
 from expunge.data.checkpoints import FactoryModel
 from expunge.data.selection import Selection
@@ -13,7 +14,7 @@ from expunge.families import FAMILIES, Architecture
 from expunge.methods.base import METHODS, Method
 from expunge.metrics.base import METRICS, Metric
 from expunge.problem import Training
-from expunge.studies.spec import MethodSpec, StudySpec
+from expunge.studies.spec import AttackSpec, MethodSpec, StudySpec
 from writers.markdown import code, parameters, table, text_of
 
 MADE = "<!-- Written by docs/generate.py. -->\n\n"
@@ -102,9 +103,36 @@ def metrics() -> str:
 
 
 def attacks() -> str:
-    """The metrics that are an attacker's success."""
+    """One section per attack, then the metrics that are an attacker's success."""
+    parts = []
+    for name, cls in ATTACKS.items():
+        if not cls.__module__.startswith("expunge."):
+            continue
+        facts = table(
+            ["", ""],
+            [
+                ["paper", cls.paper],
+                ["threat model", cls.threat_model],
+                ["needs", ", ".join(sorted(cls.needs)) or "nothing"],
+                ["families", ", ".join(sorted(cls.families or FAMILIES))],
+                ["trains models", "yes" if cls.trains else "no"],
+            ],
+        )
+        yields = table(
+            ["score", "split", "unit", "definition"],
+            [[code(m.name), m.split, m.unit, m.definition] for m in cls.measures],
+        )
+        own = parameters(cls.describe()) if cls.model_fields else "It has no parameters."
+        parts.append(f"## {name}\n\n{text_of(cls)}\n\n{facts}\n\n{yields}\n\n{own}")
     rows = [[f"[{name}](metrics.md#{name})", m.title, m.attack] for name, m in _metrics() if m.attack]
-    return f"{MADE}# Attacks\n\n{table(['name', 'what it measures', 'threat model'], rows)}\n"
+    alone = "Computed of every model without being asked for."
+    parts.append(
+        f"## From evidence alone\n\n{alone}\n\n{table(['name', 'what it measures', 'threat model'], rows)}"
+    )
+    intro = (
+        "Run by `expunge audit --attacks` and by studies with `attacks:`, on every model, controls included."
+    )
+    return f"{MADE}# Attacks\n\n{intro}\n\n" + "\n\n".join(parts) + "\n"
 
 
 def benchmarks() -> str:
@@ -146,6 +174,7 @@ def specifications() -> str:
     parts = [
         ("A study", StudySpec),
         ("A method of a study", MethodSpec),
+        ("An attack of a study", AttackSpec),
         ("A problem", ProblemSpec),
         ("forget", Selection),
         ("recipe", Training),
@@ -164,9 +193,11 @@ def command_line() -> str:
 
     from expunge.cli.main import app
 
-    names = [command.name or "" for command in app.registered_commands]
-    assert set(names) == set(get_command(app).commands)  # type: ignore[attr-defined]
-    sections = [f"## expunge {name}\n\n```text\n{_help([name])}\n```" for name in names]
+    paths: list[list[str]] = []
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        paths.append([name])
+        paths += [[name, inner] for inner in getattr(command, "commands", {})]
+    sections = [f"## expunge {' '.join(path)}\n\n```text\n{_help(path)}\n```" for path in paths]
     return f"{MADE}# Command line\n\n```text\n{_help([])}\n```\n\n" + "\n\n".join(sections) + "\n"
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from expunge.attacks import Attack, Scene, fitting_attacks
+from expunge.attacks.shadows import ShadowModels
 from expunge.errors import Missing
 from expunge.evidence import Evidence, collect
 from expunge.families.models import fingerprint
 from expunge.files import canonical_json, write_atomic
-from expunge.methods.base import Forgotten, Method, Workplace
+from expunge.methods.base import METHODS, Forgotten, Method, Workplace
 from expunge.methods.loop import fit
 from expunge.metrics.base import METRICS, Role, standard_metrics
 from expunge.problem import Problem
@@ -22,8 +25,10 @@ from expunge.report import read_run_folder, write_report
 from expunge.studies.graph import quantities
 from expunge.studies.progress import Display
 from expunge.studies.results import complete
-from expunge.studies.spec import StudySpec, find_method
+from expunge.studies.runners import Runner
+from expunge.studies.spec import StudySpec, find_attack, find_method
 from expunge.studies.study import Finished, LossSamples, run_study
+from expunge.studies.tuning import Budget
 
 
 def train_target(problem: Problem, seed: int = 0, device: str = "cpu") -> Problem:
@@ -77,22 +82,27 @@ def audit(
     *,
     retrained: Sequence[nn.Module] = (),
     metrics: Sequence[str] | None = None,
+    attacks: Literal["standard", "all"] | Sequence[str | Attack] = (),
+    methods: Mapping[str, Method] | None = None,
     device: str = "cpu",
     name: str = "audit",
 ) -> ScoreFile:
-    """Measure models and judge them against retrained references, without training anything.
+    """Measure models and judge them against retrained references. Nothing is trained, except by attacks that train.
 
     Args:
         problem: data and, as its model, the target before forgetting (optional).
         models: the model to judge, or several by name.
         retrained: models trained without the forget set; without them, scores that need one are undefined.
         metrics: names of metrics; default: all that fit the family.
+        attacks: attacks on every model, the target and the retrained ones included: names or objects; 'standard' for all
+            that fit and train nothing, 'all' for all that fit.
+        methods: by name of a model, the method that made it, where it is known; `u-lira` repeats it on shadow models.
         device: where models run.
         name: name of the record.
     """
-    return audit_with_losses(problem, models, retrained=retrained, metrics=metrics, device=device, name=name)[
-        0
-    ]
+    return audit_with_losses(
+        problem, models, retrained=retrained, metrics=metrics, attacks=attacks, methods=methods, device=device, name=name,
+    )[0]  # fmt: skip
 
 
 def audit_with_losses(
@@ -101,10 +111,13 @@ def audit_with_losses(
     *,
     retrained: Sequence[nn.Module] = (),
     metrics: Sequence[str] | None = None,
+    attacks: Literal["standard", "all"] | Sequence[str | Attack] = (),
+    methods: Mapping[str, Method] | None = None,
     device: str = "cpu",
     name: str = "audit",
 ) -> tuple[ScoreFile, LossSamples]:
     """`audit`, and the per-example losses that a report draws."""
+    attackers = _Attackers(problem, attacks, device)
     chosen = standard_metrics(problem.family) if metrics is None else [METRICS[n] for n in metrics]
     named = {"audited": models} if isinstance(models, nn.Module) else dict(models)
     rows: list[tuple[str, str, int, nn.Module]] = (
@@ -137,6 +150,8 @@ def audit_with_losses(
         scores: list[Score] = [
             m(split, evidence) for m in chosen for split in m.splits if split in problem.splits
         ]
+        made_by = METHODS["retrain"]() if method == "retrain" else (methods or {}).get(label)
+        scores += attackers.scores(model, seed, untouched=method == "target", made_by=made_by)
         judged.append(
             Judged(
                 problem=problem.name,
@@ -157,11 +172,44 @@ def audit_with_losses(
     return complete(name, [problem.card()], judged), losses
 
 
+class _Attackers:
+    """The attacks of an audit, and the shadow models that they share."""
+
+    def __init__(
+        self, problem: Problem, attacks: Literal["standard", "all"] | Sequence[str | Attack], device: str
+    ) -> None:
+        self.problem, self.device = problem, device
+        self.attacks = (
+            fitting_attacks(problem, attacks) if attacks in ("standard", "all")
+            else [find_attack(a)() if isinstance(a, str) else a for a in attacks]
+        )  # fmt: skip
+        self.shadows = ShadowModels(problem, Workplace(device=device))
+
+    def scores(self, model: nn.Module, seed: int, *, untouched: bool, made_by: Method | None) -> list[Score]:
+        """What every attack achieves on `model`; `untouched` says that nothing was unlearned from it."""
+        scores: list[Score] = []
+        for attack in self.attacks:
+            obstacles = attack.obstacles(self.problem)
+            if obstacles:
+                scores += attack.unanswered("not_applicable", "; ".join(obstacles))
+                continue
+            shadows = (
+                self.shadows.unlearned(attack, made_by) if attack.unlearns_shadows and made_by is not None
+                else self.shadows.trained(attack)
+            )  # fmt: skip
+            if untouched:
+                shadows = [replace(shadow, after=shadow.before) for shadow in shadows]
+            scores += attack.attack(Scene(self.problem, model, Workplace(seed, self.device), shadows))
+        return scores
+
+
 def run(
     study: StudySpec | dict[str, Any] | Path | str,
     runs: Path | str = "runs",
     *,
     workers: int | None = None,
+    runner: Runner | None = None,
+    budget: Budget | None = None,
     display: Display = "auto",
     assignments: Sequence[str] = (),
     command: str = "",
@@ -173,8 +221,8 @@ def run(
     what the report says reproduces the run.
     """
     finished = run_study(
-        study, runs, workers=workers, display=display, assignments=assignments, notice=notice
-    )
+        study, runs, workers=workers, runner=runner, budget=budget, display=display, assignments=assignments, notice=notice,
+    )  # fmt: skip
     write_atomic(finished.folder / "losses.json", canonical_json(finished.losses))
     write_report(read_run_folder(finished.folder, command), finished.folder)
     return finished

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from expunge.files import read_json, write_atomic
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Status = Literal["ok", "undefined", "not_applicable", "failed"]
 Direction = Literal["higher", "lower", "match"]
@@ -100,6 +100,20 @@ class Judged(Record):
         return next((s for s in self.scores if s.metric == metric and s.split == split), None)
 
 
+class Across(Record):
+    """What all seeds of a method say together: scores of distributions over models, which a single model has not.
+
+    Every method is compared with one half of the retrained models, and so is the other half of these: its scores, the
+    `reference` of the others, are what retraining itself gets with as many models.
+    """
+
+    problem: str = Field(description="name of the problem")
+    method: str = Field(description="method name; 'target' for the models before forgetting")
+    label: str = Field(description="the method with its parameters, as in `Judged`")
+    seeds: list[int] = Field(description="seeds of the models that were compared")
+    scores: list[Score] = Field(default_factory=list, description="one per metric and split")
+
+
 class Verdict(Record):
     """A judgement on one property of one method over seeds, against the retrained reference.
 
@@ -136,6 +150,9 @@ class ScoreFile(Record):
         description="facts of each problem: counts and fingerprints, never contents"
     )
     judged: list[Judged]
+    across: list[Across] = Field(
+        default_factory=list, description="one per problem and method: scores of all its seeds together"
+    )
     verdicts: list[Verdict] = Field(default_factory=list)
     environment: dict[str, Any] = Field(default_factory=dict)
 

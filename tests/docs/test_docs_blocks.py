@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from expunge.attacks import ATTACKS
 from expunge.cli.main import app
 from expunge.data.benchmarks.base import BENCHMARKS
 from expunge.families import FAMILIES
@@ -52,8 +53,8 @@ def test_a_wrong_option_would_be_noticed() -> None:
 @pytest.fixture
 def untouched_registries() -> Iterator[None]:
     """What a page registers is gone after it."""
-    catalogs = [METHODS._items, METRICS._items, BENCHMARKS._items, FAMILIES]
-    for registry in (METHODS, METRICS, BENCHMARKS):
+    catalogs = [METHODS._items, METRICS._items, BENCHMARKS._items, ATTACKS._items, FAMILIES]
+    for registry in (METHODS, METRICS, BENCHMARKS, ATTACKS):
         list(registry)  # load what comes with the package first
     before = [dict(catalog) for catalog in catalogs]
     yield

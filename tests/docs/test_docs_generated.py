@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+from expunge.attacks import ATTACKS
 from expunge.methods import METHODS
 from expunge.metrics.base import METRICS
 from expunge.record import Judged, Reference, Score, ScoreFile, Verdict
@@ -48,6 +49,11 @@ def test_reference_names_everything(generate: ModuleType) -> None:
             assert all(f"| `{parameter}` |" in methods for parameter in cls.model_fields)
     for name, one in METRICS.items():
         assert f"## {name}\n" in metrics or not one.function.__module__.startswith("expunge.")
+    attacks = generate.PAGES["attacks"]()
+    for name, cls in ATTACKS.items():
+        if cls.__module__.startswith("expunge."):
+            assert f"## {name}\n" in attacks
+            assert all(f"| `{measure.name}` |" in attacks for measure in cls.measures)
 
 
 def test_command_line_reference_is_what_help_prints(generate: ModuleType) -> None:
@@ -58,7 +64,7 @@ def test_command_line_reference_is_what_help_prints(generate: ModuleType) -> Non
 
 
 def test_no_cell_breaks_a_table(generate: ModuleType) -> None:
-    for name in ("methods", "metrics", "families", "benchmarks", "specifications"):
+    for name in ("methods", "metrics", "attacks", "families", "benchmarks", "specifications"):
         width = None
         for line in generate.PAGES[name]().splitlines():
             if not line.startswith("| "):

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from expunge.metrics.composite import average_gap, tow
+from expunge.metrics.composite import anamnesis_index, average_gap, tow, tow_mia
 from expunge.record import Judged, Score
 
 MIA = "mia-efficacy-confidence-logistic"
@@ -43,6 +43,25 @@ def test_tug_of_war_by_hand():
     score = tow(classifier(0.90, 0.98, 0.91), [classifier(0.95, 1.00, 0.94)])
     assert score.value == pytest.approx(0.90307, abs=1e-9)
     assert (score.split, score.direction) == ("run", "higher")
+
+
+def test_tug_of_war_with_membership_by_hand():
+    # (1 - .2)(1 - .02)(1 - .03); forget accuracy does not count
+    ours, theirs = classifier(0.1, 0.98, 0.91, 0.7), classifier(0.95, 1.00, 0.94, 0.5)
+    assert tow_mia(ours, [theirs]).value == pytest.approx(0.8 * 0.98 * 0.97)
+    assert tow_mia(theirs, [theirs]).value == 1
+    unknown = tow_mia(classifier(1, 1, 1, None), [theirs])
+    assert unknown.reason == f"{MIA} on 'forget' is undefined: too few rows"
+
+
+def test_anamnesis_index_by_hand():
+    retrained = [judged(relearning_steps_on_forget=n) for n in (30.0, 50.0)]
+    score = anamnesis_index(judged(relearning_steps_on_forget=10.0), retrained)
+    assert (score.value, score.unit, score.direction) == (0.25, "times retraining", "match")
+    censored = anamnesis_index(judged(relearning_steps_on_forget=None), retrained)
+    assert censored.reason == "relearning-steps on 'forget' is undefined: too few rows"
+    at_once = anamnesis_index(retrained[0], [judged(relearning_steps_on_forget=0.0)])
+    assert at_once.reason == "the retrained models are at the target's level without any relearning"
 
 
 def test_average_gap_by_hand():

@@ -1,4 +1,4 @@
-"""`expunge audit`: measure models that somebody made, without training anything."""
+"""`expunge audit`: measure and attack models that somebody made."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,6 +17,8 @@ from expunge.errors import BadInput
 if TYPE_CHECKING:
     from torch import nn
 
+    from expunge.attacks import Attack
+    from expunge.methods import Method
     from expunge.problem import Problem
 
 
@@ -40,6 +42,16 @@ def audit(
     allow_pickle: options.AllowPickle = False,
     metrics: Annotated[
         str | None, typer.Option(help="Metrics, separated by commas; default: all that fit.")
+    ] = None,
+    attacks: Annotated[
+        str | None,
+        typer.Option(
+            help="Attacks, separated by commas (expunge list attacks); 'standard': all that train nothing; 'all': all that fit."
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Parameter of an attack, such as lira.shadows=32; may be repeated."),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")] = "cpu",
     out: Annotated[
@@ -66,8 +78,9 @@ def audit(
     references = [_load(r, built, allow_pickle) for r in reference or []]
     before = _load(target, built, allow_pickle) if target else None
     scores, losses = api.audit_with_losses(
-        replace(built, model=before), loaded, retrained=references, metrics=options.columns(metrics), device=device,
-        name=out.name if out else "audit",
+        replace(built, model=before), loaded, retrained=references, metrics=options.columns(metrics),
+        attacks=_attacks(attacks, set_ or []), methods=_methods(dict(zip(names, model, strict=True))) if attacks else None,
+        device=device, name=out.name if out else "audit",
     )  # fmt: skip
     if out is not None:
         scores.write(out / "scores.json")
@@ -82,6 +95,38 @@ def audit(
         sys.stdout.write("no retrained reference was given: scores that compare with one are undefined\n")
     if out is not None:
         sys.stdout.write(f"report: {out / 'report.html'}\n")
+
+
+def _attacks(given: str | None, assignments: list[str]) -> Literal["standard", "all"] | list[Attack]:
+    """The attacks named on the command line, with the parameters that `--set` gives them."""
+    from expunge.errors import did_you_mean
+    from expunge.studies.spec import AttackSpec, override
+
+    if given == "standard" or given == "all":
+        if assignments:
+            raise BadInput(f"--set {assignments[0]!r} needs the attacks by name, not --attacks {given}")
+        return given
+    names = options.columns(given) or []
+    chosen = override({name: {} for name in names}, assignments)
+    strange = next((name for name in chosen if name not in names), None)
+    if strange is not None:
+        raise BadInput(f"--set '{strange}...' is about no attack in --attacks{did_you_mean(strange, names)}")
+    return [AttackSpec(name=name, parameters=parameters).resolve() for name, parameters in chosen.items()]
+
+
+def _methods(models: dict[str, str]) -> dict[str, Method]:
+    """The methods that made the models, where `expunge forget` wrote them down and they are known here."""
+    from expunge.files import read_json
+    from expunge.methods import METHODS
+
+    made = {}
+    for name, reference in models.items():
+        file = Path(reference).expanduser() / "expunge.json"
+        record = read_json(file) if file.is_file() else {}
+        method = record.get("method", "")
+        if method in METHODS:
+            made[name] = METHODS[method](**record.get("parameters", {}))
+    return made
 
 
 def _load(reference: str, problem: Problem, allow_pickle: bool) -> nn.Module:

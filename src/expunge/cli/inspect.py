@@ -69,12 +69,26 @@ def metrics() -> list[dict[str, Any]]:
 
 
 def attacks() -> list[dict[str, Any]]:
-    """Name, title and threat model of every metric that is an attacker's success."""
+    """Name, needs, threat model and paper of every attack, then the metrics that are an attacker's success."""
+    from expunge.attacks import ATTACKS
+    from expunge.families import FAMILIES
     from expunge.metrics.base import METRICS
 
-    return [
-        {"name": name, "title": m.title, "threat_model": m.attack} for name, m in METRICS.items() if m.attack
-    ]
+    rows = [
+        {
+            "name": name, "kind": "attack", "families": sorted(cls.families or FAMILIES), "needs": sorted(cls.needs),
+            "threat_model": cls.threat_model, "source": cls.paper,
+        }
+        for name, cls in ATTACKS.items()
+    ]  # fmt: skip
+    return rows + [
+        {
+            "name": name, "kind": "metric", "families": sorted(m.families or FAMILIES), "needs": [],
+            "threat_model": m.attack, "source": m.source,
+        }
+        for name, m in METRICS.items()
+        if m.attack
+    ]  # fmt: skip
 
 
 def benchmarks() -> list[dict[str, Any]]:
@@ -114,7 +128,7 @@ def studies() -> list[dict[str, Any]]:
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="Name of a method, metric, benchmark or family.")],
+    name: Annotated[str, typer.Argument(help="Name of a method, attack, metric, benchmark or family.")],
     json: Json = False,
 ) -> None:
     """Show one thing: definition, needs, parameters with their ranges and where each default comes from."""
@@ -122,9 +136,11 @@ def show(
     if json:
         print_json(facts)
         return
-    parameters = facts.pop("parameters", [])
+    parameters, measures = facts.pop("parameters", []), facts.pop("measures", {})
     for key, value in facts.items():
         sys.stdout.write(f"{key}: {_text(value)}\n" if key != "definition" else f"\n{value}\n\n")
+    for measure, meaning in measures.items():
+        sys.stdout.write(f"{measure}: {meaning}\n")
     if parameters:
         sys.stdout.write("\n")
         rows = [
@@ -136,6 +152,7 @@ def show(
 def _facts(name: str) -> dict[str, Any]:
     import inspect
 
+    from expunge.attacks import ATTACKS
     from expunge.data.benchmarks.base import BENCHMARKS
     from expunge.errors import did_you_mean
     from expunge.families import FAMILIES
@@ -146,6 +163,13 @@ def _facts(name: str) -> dict[str, Any]:
         cls = METHODS[name]
         row = next(r for r in methods() if r["name"] == name)
         return {"what": "method", **row, "definition": inspect.getdoc(cls), "parameters": cls.describe()}
+    if name in ATTACKS:
+        attack = ATTACKS[name]
+        row = next(r for r in attacks() if r["name"] == name)
+        return {
+            "what": "attack", **row, "measures": {m.name: m.definition for m in attack.measures},
+            "definition": inspect.getdoc(attack), "parameters": attack.describe(),
+        }  # fmt: skip
     if name in METRICS:
         m = METRICS[name]
         row = next(r for r in metrics() if r["name"] == name)
@@ -165,7 +189,7 @@ def _facts(name: str) -> dict[str, Any]:
             "what": "family", "name": name, "likelihood": family.likelihood, "definition": inspect.getdoc(family),
             "relabelings": dict(family.relabelings), "quantities": dict(family.quantities),
         }  # fmt: skip
-    known = [*METHODS, *METRICS, *BENCHMARKS, *FAMILIES]
+    known = [*METHODS, *ATTACKS, *METRICS, *BENCHMARKS, *FAMILIES]
     raise BadInput(f"nothing is called '{name}'{did_you_mean(name, known)}")
 
 

@@ -51,7 +51,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     )
     for i, column in enumerate(columns):
         numeric = i > 0 and all(_is_number(row[i]) for row in rows if row[i])
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        # The first column names the row: it is what a reader copies, so it is never broken.
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=i == 0)
     for row in rows:
         table.add_row(*[cell.replace("[", r"\[") for cell in row])
     console().print(table)

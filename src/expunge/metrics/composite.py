@@ -12,12 +12,8 @@ from collections.abc import Callable, Sequence
 from expunge.metrics.base import Undefined
 from expunge.record import Direction, Judged, Score, mean_of
 
-AVERAGED = (
-    ("accuracy", "forget"),
-    ("accuracy", "retain"),
-    ("accuracy", "test"),
-    ("mia-efficacy-confidence-logistic", "forget"),
-)
+EFFICACY = ("mia-efficacy-confidence-logistic", "forget")
+AVERAGED = (("accuracy", "forget"), ("accuracy", "retain"), ("accuracy", "test"), EFFICACY)
 """UA (1 - forget accuracy: the gap is the same), RA, TA and MIA-efficacy."""
 AVERAGED_REGRESSION = (("mae", "forget"), ("mae", "retain"), ("mae", "test"))
 
@@ -61,6 +57,39 @@ def tow(judged: Judged, retrained: Sequence[Judged]) -> Score:
         return math.prod(1 - abs(ours - theirs) for ours, theirs in pairs)
 
     return _score("tow", value, "share", "higher")
+
+
+def tow_mia(judged: Judged, retrained: Sequence[Judged]) -> Score:
+    """Tug of war with membership: as `tow`, with MIA-efficacy in the place of forget accuracy.
+
+    1 - |efficacy - retrained efficacy| on forget, times the factors of the accuracies on retain and test (Zhao et
+    al., NeurIPS 2024, arXiv:2406.01257). Deviation: the efficacy is that of the held-out logistic attacker on the
+    confidence, not of the SVC, as in `average_gap`.
+    """
+
+    def value() -> float:
+        parts = (EFFICACY, ("accuracy", "retain"), ("accuracy", "test"))
+        pairs = [_pair(judged, retrained, metric, split) for metric, split in parts]
+        return math.prod(1 - abs(ours - theirs) for ours, theirs in pairs)
+
+    return _score("tow-mia", value, "share", "higher")
+
+
+def anamnesis_index(judged: Judged, retrained: Sequence[Judged]) -> Score:
+    """Anamnesis index: relearning time divided by the retrained models' mean (Chundawat et al., TIFS 2023).
+
+    Both are minibatches until the target's accuracy on what was forgotten is back within a margin (the attack
+    `relearning`). 1 is retraining itself; near 0 the knowledge was hidden, not removed; above 1 the model resists
+    learning it more than one that never knew. Undefined where either time is, such as beyond the attack's budget.
+    """
+
+    def value() -> float:
+        ours, theirs = _pair(judged, retrained, "relearning-steps", "forget")
+        if theirs == 0:
+            raise Undefined("the retrained models are at the target's level without any relearning")
+        return ours / theirs
+
+    return _score("anamnesis-index", value, "times retraining", "match")
 
 
 def _pair(judged: Judged, retrained: Sequence[Judged], metric: str, split: str) -> tuple[float, float]:

@@ -8,18 +8,21 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from expunge.attacks.base import find_measure
 from expunge.methods.base import METHODS
 from expunge.metrics import METRICS
 from expunge.record import Judged, Record, Score, ScoreFile, Verdict, mean_of
 from expunge.report.findings import Outcome, outcome, ranked
 from expunge.report.statements import GLOSSARY, claim, listed, split_name, split_rank, untested
 from expunge.report.tables import (
+    ACROSS,
     COMPOSITES,
     COSTS,
     Column,
     Role,
     Spread,
     Table,
+    across_table,
     build_table,
     by_label,
     columns_of,
@@ -122,6 +125,7 @@ class ProblemSection(Record):
     procedures: list[Procedure]
     results: Table
     further: Table
+    across: Table = Field(description="scores of all seeds of a method together")
     attacks: Table
     costs: Table
     failures: list[Failure]
@@ -187,7 +191,7 @@ class Report(Record):
 def compose(given: ReportInput) -> Report:
     """Arrange what was measured; nothing is measured or judged here."""
     scores = given.scores
-    metrics = list(dict.fromkeys(s.metric for m in scores.judged for s in m.scores))
+    metrics = list(dict.fromkeys(s.metric for m in (*scores.judged, *scores.across) for s in m.scores))
     return Report(
         name=scores.name,
         created=str(scores.environment.get("created", "")),
@@ -236,6 +240,7 @@ def _section(card: Mapping[str, Any], scores: ScoreFile) -> ProblemSection:
         procedures=[_procedure(label, models) for label, models in by_label(judged).items()],
         results=build_table(judged, main),
         further=build_table(measured, sorted(further, key=_by_metric)),
+        across=across_table([a for a in scores.across if a.problem == name]),
         attacks=build_table(
             measured, sorted(attacks, key=lambda c: (split_rank(c.split), c.key not in judged_on))
         ),
@@ -317,6 +322,8 @@ def _untested(scores: ScoreFile) -> list[Untested]:
     found: dict[tuple[str, str], list[str]] = {}
     for card in scores.problems:
         measured = {s.metric for m in scores.judged if m.problem == card["name"] for s in m.scores}
+        together = [s for m in scores.across if m.problem == card["name"] for s in m.scores]
+        measured |= {s.metric for s in together if s.status == "ok"}
         for gap in untested(measured, card.get("family", "")):
             found.setdefault(gap, []).append(card["name"])
     return [Untested(title=title, why=why, problems=names) for (title, why), names in found.items()]
@@ -326,8 +333,10 @@ def _measure(name: str) -> Measure:
     definition, threat = "", ""
     if name in METRICS:
         definition, threat = METRICS[name].definition, METRICS[name].attack
-    elif name in COSTS or name in COMPOSITES:
-        definition = (COSTS | COMPOSITES)[name][1]
+    elif name in COSTS or name in COMPOSITES or name in ACROSS:
+        definition = (COSTS | COMPOSITES | ACROSS)[name][1]
+    elif (found := find_measure(name)) is not None:
+        definition, threat = found[1].definition, found[0].threat_model
     return Measure(name=name, title=title_of(name), definition=" ".join(definition.split()), threat=threat)
 
 
@@ -340,6 +349,8 @@ def _sources(methods: Sequence[str], metrics: Sequence[str]) -> list[Definition]
         if name in METRICS and METRICS[name].source:
             # What a title has in brackets is a variant, such as the statistic that an attacker looks at.
             papers.setdefault(METRICS[name].source, []).append(METRICS[name].title.split(" (")[0])
+        elif (found := find_measure(name)) is not None:
+            papers.setdefault(found[0].paper, []).append(found[0].name)
     return [
         Definition(term=paper, meaning=listed(list(dict.fromkeys(names)))) for paper, names in papers.items()
     ]

@@ -72,6 +72,12 @@ PROPERTIES = (
         ("lira", "u-lira", "rmia"),
     ),
     Property(
+        "Distributions over models",
+        "Single models were compared with retrained ones; whether unlearned models are distributed as retrained "
+        "ones takes some dozens of each.",
+        ("klom", "forgetting-score"),
+    ),
+    Property(
         "Perturbed and adversarial inputs",
         "Inputs were the stored examples; transformed, paraphrased or optimized inputs may behave otherwise.",
         ("adversarial", "perturb", "paraphrase", "jailbreak"),

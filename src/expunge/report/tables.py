@@ -9,9 +9,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from expunge.attacks.base import find_measure
 from expunge.files import finite
 from expunge.metrics import METRICS
-from expunge.record import Direction, Interval, Judged, Record, Score, Status, mean_of
+from expunge.record import Across, Direction, Interval, Judged, Record, Score, Status, mean_of
 from expunge.stats.intervals import t_interval
 
 Role = Literal["target", "retrained", "unlearned"]
@@ -46,8 +47,39 @@ COMPOSITES = {
         "Tug of war",
         "Product over forget, retain and test of 1 minus the absolute gap in accuracy; 1 is retraining.",
     ),
+    "tow-mia": (
+        "Tug of war with membership",
+        "As the tug of war, with membership efficacy on the forget set in the place of accuracy.",
+    ),
+    "anamnesis-index": (
+        "Anamnesis index",
+        "Relearning steps divided by those of the retrained models; 1 is retraining, near 0 is mere hiding.",
+    ),
 }
 """Title and definition of numbers made of other scores."""
+
+ACROSS = {
+    "klom-mean": (
+        "KLoM, mean",
+        "Mean over examples of KL(judged || retrained) of an example's margin over models. Read it beside the "
+        "retrained row, half of the retrained models against the other half: with few models that is far from 0.",
+    ),
+    "klom-p95": ("KLoM, 95th percentile", "95th percentile over examples of the same divergence."),
+    "klom-above-null": (
+        "KLoM beyond retraining",
+        "Share of examples whose divergence exceeds the 95th percentile of retrained against retrained models.",
+    ),
+    "forgetting-score": (
+        "Forgetting score",
+        "Score of the NeurIPS 2023 challenge in [0, 1]: mean of 2^-floor(2 epsilon) over forget examples. The "
+        "retrained row shows what retraining itself scores with as many models.",
+    ),
+    "challenge-score": (
+        "Challenge score",
+        "Forgetting score times mean retain and mean test accuracy, each divided by the retrained models'.",
+    ),
+}
+"""Title and definition of scores of all seeds of a method together."""
 
 
 class Spread(Record):
@@ -161,9 +193,12 @@ def role_of(judged: Judged) -> Role:
 
 def title_of(metric: str) -> str:
     """How the report calls a metric."""
-    if metric in COSTS or metric in COMPOSITES:
-        return (COSTS | COMPOSITES)[metric][0]
-    return METRICS[metric].title if metric in METRICS else metric
+    if metric in COSTS or metric in COMPOSITES or metric in ACROSS:
+        return (COSTS | COMPOSITES | ACROSS)[metric][0]
+    if metric in METRICS:
+        return METRICS[metric].title
+    attack = find_measure(metric)
+    return (attack[1].title if attack else "") or metric
 
 
 def columns_of(judged: Sequence[Judged]) -> dict[Key, tuple[Column, bool]]:
@@ -193,9 +228,10 @@ def _range(score: Score) -> tuple[float | None, float | None]:
     """Smallest and largest possible value."""
     if score.metric in METRICS:
         return finite(METRICS[score.metric].low), finite(METRICS[score.metric].high)
-    if score.metric in COSTS or score.metric in COMPOSITES:
+    if score.metric in COSTS or score.metric in COMPOSITES or score.metric in ACROSS:
         return 0.0, 1.0 if score.unit.startswith("share") else None
-    return None, None
+    attack = find_measure(score.metric)
+    return (attack[1].low, attack[1].high) if attack else (None, None)
 
 
 def by_label(judged: Sequence[Judged]) -> dict[str, list[Judged]]:
@@ -227,6 +263,19 @@ def build_table(judged: Sequence[Judged], columns: Sequence[Column]) -> Table:
         _set_distances([row.cells[i] for row in rows], column.retrained)
     missing = [column for column in columns if column.key not in has_value]
     return Table(columns=filled, rows=rows, notes=notes, missing=missing)
+
+
+def across_table(rows: Sequence[Across]) -> Table:
+    """The table of scores that all seeds of a method have together; all rows belong to one problem."""
+    models = [
+        Judged(problem=r.problem, problem_id="", method=r.method, label=r.label, seed=0, scores=r.scores)
+        for r in rows
+    ]
+    table = build_table(models, [column for column, _ in columns_of(models).values()])
+    seeds = {r.label: r.seeds for r in rows}
+    return table.model_copy(
+        update={"rows": [row.model_copy(update={"seeds": seeds[row.label]}) for row in table.rows]}
+    )
 
 
 def _spread(judged: Sequence[Judged], metric: str, split: str) -> Spread | None:

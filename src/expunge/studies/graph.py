@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -12,13 +12,14 @@ from typing import Any, Literal
 import torch
 
 import expunge
+from expunge.attacks import Attack, fitting_attacks
 from expunge.files import digest
 from expunge.methods.base import Method
 from expunge.metrics.base import METRICS, Metric, standard_metrics
 from expunge.problem import Problem
-from expunge.studies.spec import MethodSpec, StudySpec
+from expunge.studies.spec import AttackSpec, MethodSpec, StudySpec
 
-Kind = Literal["target", "forget", "fresh", "observe", "score"]
+Kind = Literal["target", "forget", "fresh", "observe", "score", "shadow", "shadow-forget", "attack"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,16 @@ class Job:
     """Keys of the jobs whose results it reads."""
     payload: dict[str, Any] = field(compare=False)
     """Plain data that a worker process executes."""
+
+
+@dataclass(frozen=True)
+class RowAttack:
+    """An attack on the model of a row."""
+
+    attack: Attack
+    job: str | None
+    """Key of the job that attacks; None where it cannot."""
+    obstacle: str = ""
 
 
 @dataclass
@@ -50,6 +61,7 @@ class Row:
     """Key of the job that makes the model."""
     observe: str | None = None
     score: str | None = None
+    attacks: list[RowAttack] = field(default_factory=list)
 
 
 @dataclass
@@ -73,121 +85,205 @@ def build_graph(spec: StudySpec, base: Path, notice: Callable[[str], None]) -> G
 
             raise BadInput(f"two problems are called '{name}'; give one of them another 'name'")
         graph.problems[name] = problem
-        _add_problem(graph, spec, problem, problem_spec.model_dump(mode="json"), str(base))
+        jobs = _ProblemJobs(graph, spec, problem, problem_spec.model_dump(mode="json"), str(base))
+        jobs.add_models()
+        jobs.add_scores()
+        jobs.add_attacks()
     return graph
 
 
-def _add_problem(
-    graph: Graph, spec: StudySpec, problem: Problem, problem_spec: dict[str, Any], base: str
-) -> None:
-    metrics = chosen_metrics(spec, problem)
-    methods = list(spec.methods)
-    if (
-        not any(m.name == "retrain" for m in methods)
-        and {"recipe", "architecture", "retain"} <= problem.offers()
-    ):
-        methods.insert(0, MethodSpec(name="retrain"))  # the yardstick of every table
-    common = {"problem": problem_spec, "base": base, "device": spec.device, "threads": spec.threads}
+class _ProblemJobs:
+    """Adds the jobs and rows of one problem to a graph."""
 
-    def add(kind: Kind, title: str, needs: list[str], identity: Any, **payload: Any) -> str:
+    def __init__(
+        self, graph: Graph, spec: StudySpec, problem: Problem, problem_spec: dict[str, Any], base: str
+    ) -> None:
+        self.graph, self.spec, self.problem = graph, spec, problem
+        self.metrics = chosen_metrics(spec, problem)
+        self.common = {"problem": problem_spec, "base": base, "device": spec.device, "threads": spec.threads}
+        self.training_code = code_digest(
+            "families",
+            "problem.py",
+            *(f"methods/{m}.py" for m in ("base", "objective", "frozen", "loop", "checkpoint")),
+        )
+        self.targets: dict[int, str] = {}
+        """Key of the target by seed."""
+        self.methods: dict[str, MethodSpec] = {}
+        """By label."""
+
+    def add(self, kind: Kind, title: str, needs: list[str], identity: Any, **payload: Any) -> str:
+        """Add a job, unless an equal one is there, and return its key."""
         key = digest(
             {
                 "kind": kind,
                 "needs": needs,
                 "identity": identity,
-                "threads": spec.threads,
-                "device": spec.device,
+                "threads": self.spec.threads,
+                "device": self.spec.device,
             }
         )
-        graph.jobs.setdefault(
-            key,
-            Job(key, kind, f"{title} · {problem.name}", tuple(needs), {"kind": kind, **common, **payload}),
-        )
+        title = f"{title} · {self.problem.name}"
+        job = Job(key, kind, title, tuple(needs), {"kind": kind, **self.common, **payload})
+        self.graph.jobs.setdefault(key, job)
         return key
 
-    def observe(title: str, model: str, roles: tuple[str, ...]) -> str:
-        wanted = quantities(metrics, problem, roles)
+    def observe(self, title: str, model: str, wanted: Mapping[str, Collection[str]]) -> str:
+        """Add the look at a model for the `wanted` quantities by split."""
         listed = {split: sorted(found) for split, found in sorted(wanted.items())}
         identity = {
-            "problem": problem.fingerprint,
+            "problem": self.problem.fingerprint,
             "quantities": listed,
             "code": code_digest("families", "evidence", "problem.py"),
         }
-        return add("observe", f"look at {title}", [model], identity, model=model, quantities=listed)
+        return self.add("observe", f"look at {title}", [model], identity, model=model, quantities=listed)
 
-    training_code = code_digest(
-        "families",
-        "problem.py",
-        *(f"methods/{m}.py" for m in ("base", "objective", "frozen", "loop", "checkpoint")),
-    )
-    targets: dict[int, str] = {}
-    for seed in spec.seeds:
-        given = problem.model is not None
-        identity = {"problem": problem.fingerprint, "code": training_code, "torch": torch.__version__}
-        identity["model"] = _model_id(problem) if given else seed
-        title = "given target" if given else f"train target, seed {seed}"
-        targets[seed] = add("target", title, [], identity, seed=seed)
+    def _look(self, title: str, model: str, *roles: str) -> str:
+        return self.observe(title, model, quantities(self.metrics, self.problem, roles))
 
-    def row(
-        method: str,
-        label: str,
-        passed: dict[str, Any],
-        effective: dict[str, Any],
-        seed: int,
-        obstacles: list[str],
-    ) -> Row:
-        made = Row(problem.name, problem.fingerprint, method, label, passed, effective, seed, obstacles)
-        graph.rows.append(made)
+    def _row(
+        self, method: str, label: str, passed: dict[str, Any], effective: dict[str, Any], seed: int, obstacles: list[str]
+    ) -> Row:  # fmt: skip
+        made = Row(self.problem.name, self.problem.fingerprint, method, label, passed, effective, seed, obstacles)  # fmt: skip
+        self.graph.rows.append(made)
         return made
 
-    # A target that was given is one model, whatever the seed: showing it once per seed would look like certainty.
-    for seed in spec.seeds[:1] if problem.model is not None else spec.seeds:
-        made = row("target", "target", {}, {}, seed, [])
-        made.model = targets[seed]
-        made.observe = observe(f"target, seed {seed}", targets[seed], ("model", "target"))
-    for method_spec in methods:
-        method = method_spec.resolve()
-        effective = method.model_dump(mode="json")
-        label = method_spec.shown()
-        obstacles = method.obstacles(problem)
+    def add_models(self) -> None:
+        """Targets, retrained and unlearned models, and the look at each."""
+        spec, problem = self.spec, self.problem
+        methods = list(spec.methods)
+        can_retrain = {"recipe", "architecture", "retain"} <= problem.offers()
+        if can_retrain and not any(m.name == "retrain" for m in methods):
+            methods.insert(0, MethodSpec(name="retrain"))  # the yardstick of every table
+        given = problem.model is not None
         for seed in spec.seeds:
-            made = row(method.name, label, method_spec.parameters, effective, seed, obstacles)
-            if obstacles:
-                continue
-            identity = {"method": method.name, "parameters": effective, "source": source_digest(type(method)), "seed": seed,
-                        "reference": spec.reference, "problem": problem.fingerprint, "code": training_code}  # fmt: skip
-            made.model = add(
-                "forget", f"{label}, seed {seed}", [targets[seed]], identity,
-                method=method_spec.model_dump(mode="json"), seed=seed, target=targets[seed], reference=spec.reference,
-            )  # fmt: skip
-            roles = ("model", "retrained") if method.name == "retrain" else ("model",)
-            made.observe = observe(f"{label}, seed {seed}", made.model, roles)
+            identity = {
+                "problem": problem.fingerprint, "code": self.training_code, "torch": torch.__version__,
+                "model": _model_id(problem) if given else seed,
+            }  # fmt: skip
+            title = "given target" if given else f"train target, seed {seed}"
+            self.targets[seed] = self.add("target", title, [], identity, seed=seed)
+        # A target that was given is one model, whatever the seed: showing it once per seed would look like certainty.
+        for seed in spec.seeds[:1] if given else spec.seeds:
+            made = self._row("target", "target", {}, {}, seed, [])
+            made.model = self.targets[seed]
+            made.observe = self._look(f"target, seed {seed}", made.model, "model", "target")
+        for method_spec in methods:
+            method = method_spec.resolve()
+            effective, label = method.model_dump(mode="json"), method_spec.shown()
+            obstacles = method.obstacles(problem)
+            self.methods[label] = method_spec
+            for seed in spec.seeds:
+                made = self._row(method.name, label, method_spec.parameters, effective, seed, obstacles)
+                if obstacles:
+                    continue
+                made.model = self.add(
+                    "forget", f"{label}, seed {seed}", [self.targets[seed]], {**self._identity(method), "seed": seed},
+                    method=method_spec.model_dump(mode="json"), seed=seed, target=self.targets[seed],
+                    reference=spec.reference,
+                )  # fmt: skip
+                roles = ("model", "retrained") if method.name == "retrain" else ("model",)
+                made.observe = self._look(f"{label}, seed {seed}", made.model, *roles)
 
-    fresh: str | None = None
-    if "architecture" in problem.offers() and any(role == "fresh" for m in metrics for role, _ in m.reads):
-        identity = {"problem": problem.fingerprint, "code": training_code}
-        fresh = observe(
-            "an untrained model", add("fresh", "make an untrained model", [], identity), ("fresh",)
-        )
-
-    mine = [r for r in graph.rows if r.problem == problem.name and r.observe is not None]
-    retrained = [r for r in mine if r.method == "retrain"]
-    looks = {r.model: r.observe for r in mine if r.method == "target"}
-    target_of = {seed: looks[key] for seed, key in targets.items()}
-    for made in mine:
-        # A retrained model is compared with the other retrained models: that spread is what "no difference" means.
-        references = [r.observe for r in retrained if r is not made and r.observe is not None]
-        evidence = {"model": [made.observe], "target": [target_of[made.seed]], "retrained": references}
-        evidence["fresh"] = [fresh] if fresh is not None else []
-        needs = sorted({key for keys in evidence.values() for key in keys if key is not None})
-        identity = {
-            "metrics": [(m.name, source_digest(m.function)) for m in metrics],
-            "evidence": evidence, "code": code_digest("metrics", "stats/intervals.py"),
+    def _identity(self, method: Method) -> dict[str, Any]:
+        return {
+            "method": method.name, "parameters": method.model_dump(mode="json"), "source": source_digest(type(method)),
+            "reference": self.spec.reference, "problem": self.problem.fingerprint, "code": self.training_code,
         }  # fmt: skip
-        made.score = add(
-            "score", f"score {made.label}, seed {made.seed}", needs, identity,
-            evidence=evidence, metrics=[m.name for m in metrics], splits=sorted(problem.splits),
+
+    def _rows_with_models(self) -> list[Row]:
+        return [r for r in self.graph.rows if r.problem == self.problem.name and r.model is not None]
+
+    def add_scores(self) -> None:
+        """The scores of every row by the study's metrics."""
+        problem, metrics = self.problem, self.metrics
+        fresh: str | None = None
+        if "architecture" in problem.offers() and any(
+            role == "fresh" for m in metrics for role, _ in m.reads
+        ):
+            identity = {"problem": problem.fingerprint, "code": self.training_code}
+            fresh = self._look(
+                "an untrained model", self.add("fresh", "make an untrained model", [], identity), "fresh"
+            )
+
+        mine = self._rows_with_models()
+        retrained = [r for r in mine if r.method == "retrain"]
+        looks = {r.model: r.observe for r in mine if r.method == "target"}
+        target_of = {seed: looks[key] for seed, key in self.targets.items()}
+        for made in mine:
+            # A retrained model is compared with the other retrained models: that spread is what "no difference" means.
+            references = [r.observe for r in retrained if r is not made and r.observe is not None]
+            evidence = {"model": [made.observe], "target": [target_of[made.seed]], "retrained": references}
+            evidence["fresh"] = [fresh] if fresh is not None else []
+            needs = sorted({key for keys in evidence.values() for key in keys if key is not None})
+            identity = {
+                "metrics": [(m.name, source_digest(m.function)) for m in metrics],
+                "evidence": evidence, "code": code_digest("metrics", "stats/intervals.py"),
+            }  # fmt: skip
+            made.score = self.add(
+                "score", f"score {made.label}, seed {made.seed}", needs, identity,
+                evidence=evidence, metrics=[m.name for m in metrics], splits=sorted(problem.splits),
+            )  # fmt: skip
+
+    def add_attacks(self) -> None:
+        """Every attack on every row: an attack's controls are the rows of the target and of the retrained models."""
+        for attack_spec, attack in chosen_attacks(self.spec, self.problem):
+            obstacles = attack.obstacles(self.problem)
+            for row in self._rows_with_models():
+                if obstacles:
+                    row.attacks.append(RowAttack(attack, None, "; ".join(obstacles)))
+                else:
+                    row.attacks.append(RowAttack(attack, self._attack(attack_spec, attack, row)))
+
+    def _attack(self, attack_spec: AttackSpec, attack: Attack, row: Row) -> str:
+        assert row.model is not None  # rows without a model are not attacked
+        shadows = [self._shadow(index, attack, row) for index in range(attack.shadow_models())]
+        looks = [key for before, after in shadows for key in (before, after) if key is not None]
+        identity = {
+            "attack": attack.name, "parameters": attack.model_dump(mode="json"), "source": source_digest(type(attack)),
+            "seed": row.seed, "problem": self.problem.fingerprint, "shadows": shadows,
+            "code": [
+                self.training_code,
+                code_digest(*(f"attacks/{m}.py" for m in ("base", "roc", "shadows"))),
+                code_digest("evidence", "metrics", "stats/intervals.py"),
+            ],
+        }  # fmt: skip
+        target = self.targets[row.seed]
+        return self.add(
+            "attack", f"attack {row.label}, seed {row.seed}, with {attack.name}",
+            sorted({row.model, target, *looks}), {**identity, "model": row.model, "target": target},
+            attack=attack_spec.model_dump(mode="json"), seed=row.seed, model=row.model, target=target, shadows=shadows,
         )  # fmt: skip
+
+    def _shadow(self, index: int, attack: Attack, row: Row) -> tuple[str, str | None]:
+        """The looks at shadow number `index`: trained, and with its members unlearned as in `row`."""
+        read = attack.quantities(self.problem.family)
+        wanted = {"forget": read, "holdout": read}
+        drawing = code_digest("attacks/shadows.py")
+        # Neither method nor seed: all methods and seeds of all studies of this problem share the shadow.
+        identity = {
+            "problem": self.problem.fingerprint, "index": index, "code": [self.training_code, drawing],
+            "torch": torch.__version__,
+        }  # fmt: skip
+        shadow = self.add("shadow", f"train shadow {index}", [], identity, index=index)
+        before = self.observe(f"shadow {index}", shadow, wanted)
+        if not attack.unlearns_shadows:
+            return before, None
+        if row.method == "target":
+            return before, before  # nothing was unlearned
+        method_spec = self.methods[row.label]
+        unlearned = self.add(
+            "shadow-forget", f"{row.label} on shadow {index}", [shadow],
+            {**self._identity(method_spec.resolve()), "index": index, "drawing": drawing},
+            method=method_spec.model_dump(mode="json"), index=index, shadow=shadow, reference=self.spec.reference,
+        )  # fmt: skip
+        return before, self.observe(f"shadow {index} after {row.label}", unlearned, wanted)
+
+
+def chosen_attacks(spec: StudySpec, problem: Problem) -> list[tuple[AttackSpec, Attack]]:
+    """The attacks of a study; of 'standard' and 'all' those that fit the problem."""
+    if isinstance(spec.attacks, str):
+        return [(AttackSpec(name=a.name), a) for a in fitting_attacks(problem, spec.attacks)]
+    return [(named, named.resolve()) for named in spec.attacks]
 
 
 def chosen_metrics(spec: StudySpec, problem: Problem) -> list[Metric]:
@@ -233,11 +329,12 @@ def code_digest(*places: str) -> str:
     return hasher.hexdigest()[:20]
 
 
-def source_digest(item: type[Method] | Callable[..., Any]) -> str:
+def source_digest(item: type[Method] | type[Attack] | Callable[..., Any]) -> str:
     """Fingerprint of the file that defines `item`, and of those of its bases outside the core."""
     import inspect
 
-    classes = [c for c in item.__mro__ if issubclass(c, Method)] if isinstance(item, type) else [item]
+    core = (Method, Attack)
+    classes = [c for c in item.__mro__ if issubclass(c, core)] if isinstance(item, type) else [item]
     hasher = hashlib.sha256()
     for one in classes:
         hasher.update(Path(inspect.getfile(one)).read_bytes())

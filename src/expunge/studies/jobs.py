@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from expunge.attacks import Scene, Shadow
+from expunge.attacks.shadows import membership, train_shadow, unlearn_shadow
 from expunge.data.specification import ProblemSpec
 from expunge.errors import Missing
 from expunge.evidence import Evidence, collect
@@ -22,7 +24,7 @@ from expunge.methods.base import Workplace
 from expunge.methods.loop import fit
 from expunge.metrics.base import METRICS, Role
 from expunge.problem import Problem
-from expunge.studies.spec import MethodSpec
+from expunge.studies.spec import AttackSpec, MethodSpec
 
 OnStep = Callable[[Any], None]
 
@@ -136,6 +138,41 @@ def _finite(entry: dict[str, Any]) -> dict[str, Any]:
     return {k: finite(v) if isinstance(v, float) else v for k, v in entry.items()}
 
 
+def _shadow(key: str, payload: dict[str, Any], store: Store, folder: Path, on_step: OnStep | None) -> None:
+    problem, index = load_problem(payload), payload["index"]
+    workplace = Workplace(0, payload["device"], store.scratch(key), on_step=on_step)
+    model = train_shadow(problem, index, workplace)
+    _save(problem, model, folder, method="shadow", index=index)
+
+
+def _shadow_forget(
+    key: str, payload: dict[str, Any], store: Store, folder: Path, on_step: OnStep | None
+) -> None:
+    problem, index = load_problem(payload), payload["index"]
+    shadow = _load_model(problem, store.folder(payload["shadow"]))
+    workplace = Workplace(0, payload["device"], store.scratch(key), payload["reference"], on_step)
+    model = unlearn_shadow(problem, index, shadow, MethodSpec(**payload["method"]).resolve(), workplace)
+    _save(problem, model, folder, method="shadow-forget", index=index)
+
+
+def _attack(key: str, payload: dict[str, Any], store: Store, folder: Path, on_step: OnStep | None) -> None:
+    problem = load_problem(payload)
+    model = _load_model(problem, store.folder(payload["model"]))
+    problem = problem.with_model(_load_model(problem, store.folder(payload["target"])))
+
+    def views(job: str) -> dict[str, Evidence]:
+        return {s: e for s in ("forget", "holdout") if (e := store.evidence(job, s)) is not None}
+
+    shadows = [
+        Shadow(membership(problem, index), views(before), None if after is None else views(after))
+        for index, (before, after) in enumerate(payload["shadows"])
+    ]
+    workplace = Workplace(payload["seed"], payload["device"], store.scratch(key), on_step=on_step)
+    attack = AttackSpec(**payload["attack"]).resolve()
+    scores = attack.attack(Scene(problem, model, workplace, shadows))
+    (folder / "scores.json").write_text(canonical_json([s.model_dump(mode="json") for s in scores]))
+
+
 def _fresh(key: str, payload: dict[str, Any], store: Store, folder: Path, on_step: OnStep | None) -> None:
     problem = load_problem(payload)
     _save(problem, problem.fresh_model(FRESH_SEED), folder, method="fresh")
@@ -177,4 +214,13 @@ def _score(key: str, payload: dict[str, Any], store: Store, folder: Path, on_ste
     (folder / "scores.json").write_text(canonical_json(scores))
 
 
-_ACTIONS = {"target": _target, "forget": _forget, "fresh": _fresh, "observe": _observe, "score": _score}
+_ACTIONS = {
+    "target": _target,
+    "forget": _forget,
+    "fresh": _fresh,
+    "observe": _observe,
+    "score": _score,
+    "shadow": _shadow,
+    "shadow-forget": _shadow_forget,
+    "attack": _attack,
+}

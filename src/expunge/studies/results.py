@@ -7,9 +7,10 @@ from typing import Any
 
 from expunge.files import read_json
 from expunge.metrics.base import with_reference
-from expunge.metrics.composite import average_gap, tow
+from expunge.metrics.composite import anamnesis_index, average_gap, tow, tow_mia
 from expunge.record import Judged, Score, ScoreFile, Verdict, environment, mean_of
 from expunge.stats.equivalence import verdict
+from expunge.studies.across import across
 from expunge.studies.graph import Graph, Row
 from expunge.studies.jobs import Store
 
@@ -29,7 +30,10 @@ def score_file(name: str, graph: Graph, store: Store, failed: dict[str, str], th
     """Everything a finished run knows, as `scores.json`; `threads` are those of each job."""
     judged = [_judged(row, graph, store, failed) for row in graph.rows]
     made = complete(name, [p.card() for p in graph.problems.values()], judged)
-    return made.model_copy(update={"environment": {**made.environment, "threads": threads}})
+    together = across(graph, store)
+    return made.model_copy(
+        update={"across": together, "environment": {**made.environment, "threads": threads}}
+    )
 
 
 def _judged(row: Row, graph: Graph, store: Store, failed: dict[str, str]) -> Judged:
@@ -45,8 +49,22 @@ def _judged(row: Row, graph: Graph, store: Store, failed: dict[str, str]) -> Jud
     assert row.model is not None and row.score is not None  # rows without obstacles have jobs
     record = read_json(store.folder(row.model) / "expunge.json")
     scores = [Score.model_validate(s) for s in read_json(store.folder(row.score) / "scores.json")]
+    scores += attack_scores(row, store, failed)
     scores += cost_scores(record.get("cost"))
     return Judged(**facts, model_id=record["fingerprint"], notes=record.get("notes", []), scores=scores)
+
+
+def attack_scores(row: Row, store: Store, failed: dict[str, str]) -> list[Score]:
+    """What attacks on the row's model achieved; an attack that failed or cannot run leaves its reason."""
+    scores: list[Score] = []
+    for one in row.attacks:
+        if one.job is None:
+            scores += one.attack.unanswered("not_applicable", one.obstacle)
+        elif one.job in failed:
+            scores += one.attack.unanswered("failed", failed[one.job])
+        else:
+            scores += [Score.model_validate(s) for s in read_json(store.folder(one.job) / "scores.json")]
+    return scores
 
 
 def cost_scores(cost: dict[str, Any] | None) -> list[Score]:
@@ -103,7 +121,9 @@ def _with_references(judged: Judged, retrained: Sequence[Judged]) -> Judged:
             scores.append(_ratio(score, others or ([score] if judged.method == "retrain" else [])))
     composites = [average_gap(judged, retrained)]
     if judged.score("accuracy", "test") is not None:
-        composites.append(tow(judged, retrained))
+        composites += [tow(judged, retrained), tow_mia(judged, retrained)]
+    if judged.score("relearning-steps", "forget") is not None:
+        composites.append(anamnesis_index(judged, retrained))
     return judged.model_copy(update={"scores": scores + composites})
 
 

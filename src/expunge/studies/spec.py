@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import Field, field_validator
 
+from expunge.attacks import ATTACKS, Attack
 from expunge.data.specification import ProblemSpec
 from expunge.errors import BadInput
 from expunge.methods.base import METHODS, Method
@@ -17,10 +18,37 @@ from expunge.parameters import Parameters
 from expunge.registry import load_object
 
 
-class MethodSpec(Parameters):
+class NamedSpec(Parameters):
+    """One thing by name, with its parameters: a method, an attack."""
+
+    name: str
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+    example: ClassVar[str]
+    """How a mapping looks, for error messages."""
+
+    @classmethod
+    def parse(cls, given: str | dict[str, Any]) -> Self:
+        """From ``npo`` or ``{name: npo, beta: 0.2, label: ...}``."""
+        if isinstance(given, str):
+            return cls(name=given)
+        if not isinstance(given, dict) or "name" not in given:
+            raise BadInput(
+                f"{cls.title}: {given!r} is neither a name nor a mapping with a 'name', such as {cls.example}"
+            )
+        fields = set(cls.model_fields)
+        if set(given) <= fields:
+            return cls(**given)
+        own = fields - {"parameters"}
+        rest = {k: v for k, v in given.items() if k not in own}
+        return cls(**{k: v for k, v in given.items() if k in own}, parameters=rest)
+
+
+class MethodSpec(NamedSpec):
     """One method with its parameters."""
 
     title = "methods"
+    example = "{name: npo, beta: 0.2}"
 
     name: str = Field(
         description="name of a method, or ./file.py:Class or package.module:Class, whose code is then imported"
@@ -31,20 +59,6 @@ class MethodSpec(Parameters):
     parameters: dict[str, Any] = Field(
         default_factory=dict, description="hyperparameters that differ from the defaults"
     )
-
-    @classmethod
-    def parse(cls, given: str | dict[str, Any]) -> MethodSpec:
-        """From ``npo`` or ``{name: npo, beta: 0.2, label: ...}``."""
-        if isinstance(given, str):
-            return cls(name=given)
-        if not isinstance(given, dict) or "name" not in given:
-            raise BadInput(
-                f"methods: {given!r} is neither a name nor a mapping with a 'name', such as {{name: npo, beta: 0.2}}"
-            )
-        if set(given) <= set(cls.model_fields):
-            return cls(**given)
-        rest = {k: v for k, v in given.items() if k not in ("name", "label")}
-        return cls(name=given["name"], label=given.get("label"), parameters=rest)
 
     def resolve(self) -> Method:
         """The method with its parameters, validated."""
@@ -64,6 +78,24 @@ class MethodSpec(Parameters):
         return f"{method.name} ({inside})" if inside else method.name
 
 
+class AttackSpec(NamedSpec):
+    """One attack with its parameters."""
+
+    title = "attacks"
+    example = "{name: lira, shadows: 32}"
+
+    name: str = Field(
+        description="name of an attack, or ./file.py:Class or package.module:Class, whose code is then imported"
+    )
+    parameters: dict[str, Any] = Field(
+        default_factory=dict, description="parameters that differ from the defaults"
+    )
+
+    def resolve(self) -> Attack:
+        """The attack with its parameters, validated."""
+        return find_attack(self.name)(**self.parameters)
+
+
 def find_method(name: str) -> type[Method]:
     """A method by name, or by ``./file.py:Class`` (whose code is imported)."""
     if ":" not in name:
@@ -71,6 +103,16 @@ def find_method(name: str) -> type[Method]:
     found = load_object(name)
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise BadInput(f"'{name}' is not a subclass of expunge.methods.Method")
+    return found
+
+
+def find_attack(name: str) -> type[Attack]:
+    """An attack by name, or by ``./file.py:Class`` (whose code is imported)."""
+    if ":" not in name:
+        return ATTACKS[name]
+    found = load_object(name)
+    if not (isinstance(found, type) and issubclass(found, Attack)):
+        raise BadInput(f"'{name}' is not a subclass of expunge.attacks.Attack")
     return found
 
 
@@ -88,6 +130,10 @@ class StudySpec(Parameters):
         description="one target, retrained model and run of each method per seed",
     )
     metrics: Literal["standard"] | list[str] = Field(default="standard", description="metrics to compute")
+    attacks: Literal["standard", "all"] | list[AttackSpec] = Field(
+        default_factory=list,
+        description="attacks on every model of the table; standard: all that fit and train nothing; all: all that fit",
+    )
     device: str = Field(default="cpu", description="where models run: cpu, cuda, cuda:1, mps")
     threads: int = Field(default=1, ge=1, description="CPU threads per job; part of what fixes the numbers")
     reference: Literal["precompute", "live"] = Field(
@@ -101,6 +147,21 @@ class StudySpec(Parameters):
             return given
         return [m if isinstance(m, MethodSpec) else MethodSpec.parse(m) for m in given]
 
+    @field_validator("attacks", mode="before")
+    @classmethod
+    def _attacks(cls, given: Any) -> Any:
+        if not isinstance(given, list):
+            return given
+        specs = [a if isinstance(a, AttackSpec) else AttackSpec.parse(a) for a in given]
+        # Code of other files is imported later, after it was announced.
+        names = [spec.name if ":" in spec.name else spec.resolve().name for spec in specs]
+        twice = next((n for n in names if names.count(n) > 1), None)
+        if twice is not None:
+            raise BadInput(
+                f"attacks: '{twice}' is listed twice, so its scores could not be told apart; use two studies"
+            )
+        return specs
+
     @field_validator("seeds", mode="before")
     @classmethod
     def _seeds(cls, given: Any) -> Any:
@@ -110,7 +171,8 @@ class StudySpec(Parameters):
 
     def imports(self) -> list[str]:
         """References whose code this study imports."""
-        return [m.name for m in self.methods if ":" in m.name]
+        attacks = [] if isinstance(self.attacks, str) else self.attacks
+        return [named.name for named in (*self.methods, *attacks) if ":" in named.name]
 
 
 def read_spec(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Public contract suites: check your own method, metric, family or benchmark against what expunge promises.
+"""Public contract suites: check your own method, attack, metric, family or benchmark against what expunge promises.
 
 Each ``check_*`` is a generator of `Check` objects, so that pytest can show them one by one::
 
@@ -7,6 +7,7 @@ Each ``check_*`` is a generator of `Check` objects, so that pytest can show them
         check()
 """
 
+from expunge.testing.attacks import check_attack
 from expunge.testing.benchmarks import check_benchmark
 from expunge.testing.checks import Check, ContractBroken
 from expunge.testing.families import check_family
@@ -17,6 +18,7 @@ from expunge.testing.problems import tiny_problem, tiny_problems
 __all__ = [
     "Check",
     "ContractBroken",
+    "check_attack",
     "check_benchmark",
     "check_family",
     "check_method",

@@ -16,6 +16,7 @@ from expunge.methods.base import METHODS, NEEDS, Method, Workplace
 from expunge.methods.objective import Objective
 from expunge.problem import Problem
 from expunge.testing.checks import Check, require
+from expunge.testing.parameters import check_parameters
 from expunge.testing.problems import tiny_problem
 
 
@@ -33,12 +34,7 @@ def check_method(method: type[Method], **parameters: Any) -> Iterator[Check]:
 
     yield check("is registered under its name", _registered)
     yield check("declares facts", _facts)
-    yield check("documents every parameter", _documented)
-    yield check("stores its parameters unchanged", _stores)
-    for row in method.describe():
-        if row["limits"]:
-            yield check(f"refuses a {row['name']} outside its range", _refuses_range, row)
-    yield check("refuses an unknown parameter", _refuses_unknown)
+    yield from check_parameters(method, subject, parameters)
     for family in FAMILIES:
         if method.families is not None and family not in method.families:
             yield check(f"refuses {family}", _refuses_family, family)
@@ -72,51 +68,6 @@ def _facts(method: type[Method], parameters: dict[str, Any]) -> None:
     require(not unknown, f"it needs {sorted(unknown)}, which nothing offers")
     strange = (method.families or set()) - set(FAMILIES)
     require(not strange, f"it names unknown families {sorted(strange)}")
-
-
-def _documented(method: type[Method], parameters: dict[str, Any]) -> None:
-    for row in method.describe():
-        require(bool(row["doc"]), f"parameter '{row['name']}' has no description")
-        require(row["required"] is False, f"parameter '{row['name']}' has no default")
-
-
-def _stores(method: type[Method], parameters: dict[str, Any]) -> None:
-    made = _make(method, parameters)
-    for name, value in parameters.items():
-        require(
-            getattr(made, name) == value,
-            f"parameter '{name}' became {getattr(made, name)!r}, given was {value!r}",
-        )
-    again = type(made)(**made.model_dump())
-    require(again == made, "made again from its own parameters it differs")
-    for name in type(made).model_fields:
-        require(f"{name}=" in repr(made), f"its repr does not show '{name}'")
-
-
-def _refuses_range(method: type[Method], parameters: dict[str, Any], row: dict[str, Any]) -> None:
-    limits = row["limits"]
-    wrong = {
-        "gt": lambda v: v, "ge": lambda v: v - 1, "lt": lambda v: v, "le": lambda v: v + 1,
-    }  # fmt: skip
-    for kind, limit in limits.items():
-        if kind not in wrong:
-            continue
-        value = wrong[kind](limit)
-        try:
-            _make(method, parameters, **{row["name"]: value})
-        except BadInput as error:
-            require(row["name"] in str(error), f"the error does not name '{row['name']}': {error}")
-        else:
-            require(False, f"'{row['name']}' = {value} was accepted, though its limits are {limits}")
-
-
-def _refuses_unknown(method: type[Method], parameters: dict[str, Any]) -> None:
-    try:
-        _make(method, parameters, certainly_no_parameter=1)
-    except BadInput as error:
-        require("certainly_no_parameter" in str(error), f"the error does not name the key: {error}")
-    else:
-        require(False, "an unknown parameter was accepted")
 
 
 def _refuses_family(method: type[Method], parameters: dict[str, Any], family: str) -> None:

@@ -1,0 +1,207 @@
+"""Attack: a model in, an adversary's success out, as scores.
+
+A membership attack that only reads evidence of the attacked model is a metric (`expunge.metrics.membership`). What
+needs more is here: other models to compare with (shadow models), gradients, inputs to search for, further training.
+
+An attack never knows which row of the table it attacks. The target and the retrained models are rows like any other,
+so every attack has its two controls: what it finds before forgetting, and what it "finds" where nothing was learned.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, final
+
+import numpy as np
+import torch
+from torch import nn
+
+from expunge.errors import BadInput, ExpungeError
+from expunge.evidence import Evidence, collect
+from expunge.families import Family
+from expunge.methods.base import NEEDS, Workplace
+from expunge.metrics.base import Estimate, Undefined
+from expunge.parameters import Parameters
+from expunge.problem import Problem
+from expunge.record import Direction, Score, Status
+from expunge.registry import Registry
+
+ATTACKS: Registry[type[Attack]] = Registry("attack", "expunge.attacks")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number that an attack yields, declared before it is run."""
+
+    name: str
+    """Name of the score, such as `lira-auc`; it starts with the attack's name."""
+    definition: str
+    """What it is, in words or a formula, with its reduction."""
+    unit: str
+    split: str = "forget"
+    direction: Direction = "match"
+    """`match` where the value to have is the retrained model's, as for nearly every attack."""
+    title: str = ""
+    """What tables call it; the name where empty."""
+    low: float | None = None
+    high: float | None = None
+    """Smallest and largest possible value, where there are such."""
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """A model of the attacker's own, whose training set the attacker knows."""
+
+    member: Mapping[str, bool]
+    """By row id of the pool: whether the shadow was trained on the row."""
+    before: Mapping[str, Evidence]
+    """What the shadow says about the forget and the holdout rows, by split, after its training."""
+    after: Mapping[str, Evidence] | None = None
+    """The same once its members of the pool were unlearned with the attacked model's method; None where not asked."""
+
+    def __post_init__(self) -> None:
+        if not any(self.member.values()) or all(self.member.values()):
+            raise BadInput("a shadow model needs members and non-members among the rows of its pool")
+
+
+@dataclass
+class Scene:
+    """What an attacker works with. Its parts must not be changed; an attack that trains works on a copy.
+
+    Attributes:
+        problem: data, family and, as `problem.model`, the target before forgetting (None where it was not given).
+        model: the attacked model, in eval mode.
+        workplace: seed, device, checkpoint folder, progress.
+        shadows: as many as the attack asks for; empty for most.
+    """
+
+    problem: Problem
+    model: nn.Module
+    workplace: Workplace = field(default_factory=Workplace)
+    shadows: Sequence[Shadow] = ()
+    _seen: dict[str, Evidence] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.model.eval()
+
+    def evidence(self, split: str, quantities: Iterable[str]) -> Evidence:
+        """Evidence of the attacked model on `split` with at least `quantities`; one pass unless more is asked for."""
+        if split not in self.problem.splits:
+            raise Undefined(f"the problem has no '{split}' data")
+        wanted = set(quantities)
+        known = set(self._seen[split].table.column_names) if split in self._seen else set()
+        if not wanted <= known:
+            self._seen[split] = collect(
+                self.problem.family, self.model, self.problem.splits[split], sorted(wanted | (known - {"id", "group"})),
+                device=self.workplace.device, batches=self.workplace.batches(self.problem, split),
+            )  # fmt: skip
+        return self._seen[split]
+
+
+class Attack(Parameters):
+    """Base of everything that attacks. Subclasses declare facts as class variables and parameters as fields.
+
+    `run` answers with one score for each of `measures`, made by `score` or `undefined`; raising `Undefined` makes all
+    of them undefined for that reason.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    """Where it was published."""
+    threat_model: ClassVar[str]
+    """What the attacker has and knows."""
+    measures: ClassVar[tuple[Measure, ...]]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """As a method's: retain, holdout, architecture, recipe."""
+    families: ClassVar[frozenset[str] | None] = None
+    """Families it fits; None means every one."""
+    trains: ClassVar[bool] = False
+    """Whether it trains models, its own or the attacked one; such attacks are run when asked for, not by default."""
+    unlearns_shadows: ClassVar[bool] = False
+    """Whether shadow models must be unlearned with the method that made the attacked model."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" in cls.__dict__:
+            cls.title = cls.name
+            ATTACKS.add(cls.name, cls)
+
+    @classmethod
+    def obstacles(cls, problem: Problem) -> list[str]:
+        """Why this attack cannot run on `problem`; empty when it can."""
+        found = []
+        if cls.families is not None and problem.family.name not in cls.families:
+            found.append(f"it fits {', '.join(sorted(cls.families))}, not {problem.family.name}")
+        return found + [f"it needs {NEEDS[n]}" for n in sorted(cls.needs - problem.offers())]
+
+    def shadow_models(self) -> int:
+        """How many shadow models it wants."""
+        return 0
+
+    def quantities(self, family: Family) -> set[str]:
+        """What it reads of the shadow models."""
+        return set()
+
+    @final
+    def attack(self, scene: Scene) -> list[Score]:
+        """Attack the scene's model: one score per declared measure, whatever happens inside."""
+        obstacles = self.obstacles(scene.problem)
+        if obstacles:
+            raise BadInput(f"attack '{self.name}' cannot run on {scene.problem.name}: {'; '.join(obstacles)}")
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(scene.workplace.seed)
+                scores = self.run(scene)
+        except Undefined as reason:
+            scores = self.unanswered("undefined", str(reason))
+        found, declared = [s.metric for s in scores], [m.name for m in self.measures]
+        if sorted(found) != sorted(declared):
+            raise ExpungeError(
+                f"attack '{self.name}' declares {', '.join(declared)} but answered {', '.join(found) or 'nothing'}"
+            )
+        return scores
+
+    @abstractmethod
+    def run(self, scene: Scene) -> list[Score]:
+        """The attack. Random numbers come from `scene.workplace.generator`."""
+
+    def score(self, name: str, estimate: Estimate) -> Score:
+        """The measure `name` with a value; undefined where the value is not a finite number."""
+        if not np.isfinite(estimate.value):
+            return self.undefined(name, f"the value is {estimate.value}")
+        return Score(
+            **self._facts(name), value=float(estimate.value), n=estimate.n, interval=estimate.interval, groups=estimate.groups
+        )  # fmt: skip
+
+    def undefined(self, name: str, reason: str) -> Score:
+        """The measure `name` without a value, and why."""
+        return Score(**self._facts(name), status="undefined", reason=reason)
+
+    def unanswered(self, status: Status, reason: str) -> list[Score]:
+        """Every measure without a value: undefined, not applicable to the attacked model, or failed."""
+        return [Score(**self._facts(m.name), status=status, reason=reason) for m in self.measures]
+
+    def _facts(self, name: str) -> dict[str, Any]:
+        measure = next((m for m in self.measures if m.name == name), None)
+        if measure is None:
+            raise ExpungeError(f"attack '{self.name}' declares no measure '{name}'")
+        return {
+            "metric": name, "split": measure.split, "unit": measure.unit, "direction": measure.direction, "attack": True,
+        }  # fmt: skip
+
+
+def find_measure(name: str) -> tuple[type[Attack], Measure] | None:
+    """The attack that yields the score `name`, and its declaration; None where no attack does."""
+    declared = ((cls, measure) for _, cls in ATTACKS.items() for measure in cls.measures)
+    return next((found for found in declared if found[1].name == name), None)
+
+
+def fitting_attacks(problem: Problem, which: Literal["standard", "all"]) -> list[Attack]:
+    """Attacks that can run on `problem`, with default parameters, by name.
+
+    `standard` leaves out those that train models.
+    """
+    made = [cls() for _, cls in ATTACKS.items() if not cls.obstacles(problem)]
+    return made if which == "all" else [a for a in made if not a.trains]
