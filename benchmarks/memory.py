@@ -19,11 +19,11 @@ def measure(name: str) -> None:
     from expunge.methods import METHODS as KNOWN
     from expunge.methods import Workplace
     from expunge.problem import Problem
-    from expunge.studies.runner import _warm_up
+    from expunge.studies.runner import warm_up
     from expunge.testing.problems import _rows, tiny_problem
 
     torch.set_num_threads(1)
-    _warm_up()
+    warm_up()
     small = tiny_problem("classifier")
     assert small.architecture is not None
     # 16.8 million weights, 64 MiB, in 16 layers. One backward pass through two forward passes holds two gradients of one

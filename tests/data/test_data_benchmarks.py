@@ -23,6 +23,7 @@ SIZES = {
     "breast-cancer": (369, 100, 100),
     "diabetes": (282, 80, 80),
     "reviews": (960, 120, 120),
+    "biased": (1197, 400, 200),
 }
 
 
@@ -51,6 +52,7 @@ ENDS = {
     "breast-cancer": ("tumor-0107", "tumor-0185"),
     "diabetes": ("patient-0397", "patient-0114"),
     "reviews": ("review-0281", "review-0645"),
+    "biased": ("digit-1061", "digit-0140"),
 }
 
 

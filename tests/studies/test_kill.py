@@ -84,7 +84,9 @@ def test_a_dead_worker_is_replaced(finished: Finished, tmp_path: Path) -> None:
 
 
 def test_interrupt_exits_with_130(tmp_path: Path) -> None:
-    process = start(tmp_path, seeds=list(range(40)))  # so much that it cannot be over before the signal arrives
+    process = start(
+        tmp_path, seeds=list(range(40))
+    )  # so much that it cannot be over before the signal arrives
     deadline = time.monotonic() + 60
     while len(complete(tmp_path)) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -24,7 +24,10 @@ Set = Annotated[
 
 MAIN = [
     ("accuracy", "forget"), ("accuracy", "retain"), ("accuracy", "test"), ("mae", "forget"), ("mae", "retain"), ("mae", "test"),
-    ("mia-loss-logistic", "forget"), ("average-gap", "run"), ("seconds", "run"), ("seconds-ratio", "run"),
+    ("corrected-accuracy", "affected"), ("manipulation-success", "attacked"),
+    ("probability", "forget"), ("probability", "retain"), ("extraction-strength", "forget"), ("truth-ratio-distance", "forget"),
+    ("mia-loss-logistic", "forget"), ("lira-auc", "forget"), ("u-lira-auc", "forget"),
+    ("average-gap", "run"), ("seconds", "run"), ("seconds-ratio", "run"),
 ]  # fmt: skip
 """What the summary on the terminal shows; everything else is in scores.json and the report."""
 

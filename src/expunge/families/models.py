@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -244,9 +244,16 @@ def save_model(
         "architecture": None if architecture is None else architecture.model_dump(mode="json"),
         "family": family,
         "fingerprint": fingerprint(model),
+        "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
         **facts,
     }
     (folder / "expunge.json").write_text(json.dumps(record, indent=2, sort_keys=True))
+
+
+def freeze(model: nn.Module, names: Iterable[str]) -> None:
+    """Close the named parameters to training: a guard against relearning lives in this alone."""
+    for name in names:
+        model.get_parameter(name).requires_grad_(False)
 
 
 def load_folder(folder: Path) -> tuple[nn.Module, Architecture, dict[str, Any]]:
@@ -263,4 +270,5 @@ def load_folder(folder: Path) -> tuple[nn.Module, Architecture, dict[str, Any]]:
     architecture = Architecture(**record["architecture"])
     model = architecture.build(0)
     load_weights(model, read_weights(folder / "model.safetensors"), str(folder))
+    freeze(model, record.get("frozen", []))
     return model, architecture, record

@@ -61,6 +61,11 @@ class Loop:
                 "scale; use 'bf16' or 'no'"
             )
         trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        if not trainable:
+            raise BadInput(
+                f"{self.problem.name}: nothing can be trained, for every parameter of the model is frozen; "
+                "set requires_grad on some"
+            )
         held = Held(trainable, mask)
         optimizer = make_optimizer(objective, [p for _, p in trainable])
         checkpoints = Checkpoints(self.workplace.checkpoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import torch
 
 import expunge
 from expunge.attacks import Attack, fitting_attacks
+from expunge.errors import BadInput, Missing
 from expunge.files import digest
 from expunge.methods.base import Method
 from expunge.metrics.base import METRICS, Metric, standard_metrics
@@ -78,17 +80,23 @@ def build_graph(spec: StudySpec, base: Path, notice: Callable[[str], None]) -> G
     """Everything that `spec` asks for. Problems are built here once, so that every fault in them shows before any work."""
     graph = Graph({}, [], {})
     for problem_spec in spec.problems:
-        problem = problem_spec.build(base, notice=notice)
+        try:
+            problem = problem_spec.build(base, notice=notice)
+        except Missing as absent:
+            if not problem_spec.optional:
+                raise
+            notice(f"left out: {absent}")
+            continue
         name = problem.name
         if name in graph.problems:
-            from expunge.errors import BadInput
-
             raise BadInput(f"two problems are called '{name}'; give one of them another 'name'")
         graph.problems[name] = problem
         jobs = _ProblemJobs(graph, spec, problem, problem_spec.model_dump(mode="json"), str(base))
         jobs.add_models()
         jobs.add_scores()
         jobs.add_attacks()
+    if not graph.problems:
+        raise Missing("the study has no problem left: all are optional and their data is missing")
     return graph
 
 
@@ -330,12 +338,33 @@ def code_digest(*places: str) -> str:
 
 
 def source_digest(item: type[Method] | type[Attack] | Callable[..., Any]) -> str:
-    """Fingerprint of the file that defines `item`, and of those of its bases outside the core."""
+    """Fingerprint of the file that defines `item`, of those of its bases, and of what they import of the package."""
     import inspect
 
     core = (Method, Attack)
     classes = [c for c in item.__mro__ if issubclass(c, core)] if isinstance(item, type) else [item]
-    hasher = hashlib.sha256()
+    files: dict[Path, None] = {}
     for one in classes:
-        hasher.update(Path(inspect.getfile(one)).read_bytes())
+        _add_imports(Path(inspect.getfile(one)), files)
+    hasher = hashlib.sha256()
+    for file in sorted(files):
+        hasher.update(file.read_bytes())
     return hasher.hexdigest()[:20]
+
+
+_FOLLOWED = ("attacks", "data", "exact", "find", "methods", "metrics", "oracles", "stats")
+"""Rooms whose code can be part of what an item computes; the core has fingerprints of its own."""
+
+
+def _add_imports(file: Path, found: dict[Path, None]) -> None:
+    """Add `file` and the modules of the followed rooms that it imports, and those that they import."""
+    if file in found:
+        return
+    found[file] = None
+    root = Path(expunge.__file__).parent
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("expunge."):
+            parts = node.module.split(".")[1:]
+            imported = root.joinpath(*parts).with_suffix(".py")
+            if parts[0] in _FOLLOWED and imported.is_file():
+                _add_imports(imported, found)

@@ -17,8 +17,8 @@ from expunge.data.specification import ProblemSpec
 from expunge.errors import Missing
 from expunge.evidence import Evidence, collect
 from expunge.families.base import metered
-from expunge.families.models import clone, load_weights, read_weights, save_model
-from expunge.files import canonical_json, folder_atomic
+from expunge.families.models import clone, freeze, load_weights, read_weights, save_model
+from expunge.files import canonical_json, folder_atomic, read_json
 from expunge.memory import peak_memory
 from expunge.methods.base import Workplace
 from expunge.methods.loop import fit
@@ -81,6 +81,7 @@ def _load_model(problem: Problem, folder: Path) -> torch.nn.Module:
     else:
         model = clone(problem.target)
     load_weights(model, read_weights(folder / "model.safetensors"), str(folder))
+    freeze(model, read_json(folder / "expunge.json")["frozen"])
     return model.eval()
 
 

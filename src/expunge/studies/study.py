@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,10 @@ from expunge.studies.jobs import Store
 from expunge.studies.progress import Display, RunProgress
 from expunge.studies.results import score_file
 from expunge.studies.runner import Outcome, run_graph
+from expunge.studies.runners import Runner
 from expunge.studies.spec import StudySpec, override, read_spec
+from expunge.studies.time_to_result import TimeTable, time_to_result
+from expunge.studies.tuning import Budget, Tuning, tune, with_found
 
 LossSamples = dict[str, dict[str, dict[str, list[float]]]]
 """Per-example losses by problem, label and split."""
@@ -34,6 +36,10 @@ class Finished:
     outcome: Outcome
     losses: LossSamples
     seconds: float
+    tuning: Tuning | None = None
+    """Every trial, where the study was tuned."""
+    times: TimeTable | None = None
+    """How long methods take to come near retraining, where the study was tuned."""
 
 
 def embedded_studies() -> dict[str, Path]:
@@ -71,6 +77,8 @@ def run_study(
     runs: Path | str = "runs",
     *,
     workers: int | None = None,
+    runner: Runner | None = None,
+    budget: Budget | None = None,
     display: Display = "auto",
     assignments: Sequence[str] = (),
     notice: Callable[[str], None] | None = None,
@@ -80,7 +88,10 @@ def run_study(
     Args:
         study: a `StudySpec`, plain data, or the path of a YAML, TOML or JSON file.
         runs: folder of all runs; finished jobs are shared between them in ``runs/store``.
-        workers: worker processes; None means one per core, 0 runs everything in this process.
+        workers: jobs at a time. Here, None means one worker process per core, and 0 runs everything in this process.
+        runner: where the jobs run; default: on this machine.
+        budget: tune every method with this budget first (`expunge.studies.tuning`); the table then has each method as
+            given and as tuned, in the folder ``runs/<name>-tuned`` beside ``tuning.json`` and ``time-to-result.json``.
         display: how progress is shown.
         assignments: ``key.subkey=value`` changes to the study.
         notice: called with a sentence when code named in the study is about to be imported.
@@ -91,19 +102,28 @@ def run_study(
     for reference in spec.imports():
         say(f"importing {reference}, which runs its code")
     graph = build_graph(spec, base, say)
-    runs = Path(runs)
-    folder, store = runs / spec.name, Store(runs / "store")
-    _refuse_other_study(folder, spec)
+    name = spec.name if budget is None else f"{spec.name}-tuned"
+    folder, store = Path(runs) / name, Store(Path(runs) / "store")
+    executor = (runner or Runner()).executor(store, workers)
+    _refuse_other_study(folder, name)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "run.yaml", as_yaml(passed, spec, base))
-    missing = sum(not store.has(key) for key in graph.jobs)
-    if workers is None:
-        workers = os.cpu_count() or 1
-    with RunProgress(missing, folder / "log.jsonl", display) as progress:
-        outcome = run_graph(graph, store, workers, progress)
-    scores = score_file(spec.name, graph, store, outcome.failed, spec.threads)
+    tuning = None
+    with executor:
+        if budget is not None:
+            tuning = tune(spec, base, budget, store, executor, folder, display=display, notice=say)
+            graph = with_found(spec, tuning, base, say)
+        missing = sum(not store.has(key) for key in graph.jobs)
+        with RunProgress(missing, folder / "log.jsonl", display) as progress:
+            outcome = run_graph(graph, store, executor, progress)
+    scores = score_file(name, graph, store, outcome.failed, spec.threads)
     scores.write(folder / "scores.json")
-    return Finished(folder, scores, outcome, loss_samples(graph, store), time.perf_counter() - started)
+    times = None
+    if tuning is not None:
+        times = time_to_result(scores)
+        write_atomic(folder / "time-to-result.json", times.model_dump_json(indent=1))
+    losses = loss_samples(graph, store)
+    return Finished(folder, scores, outcome, losses, time.perf_counter() - started, tuning, times)
 
 
 def as_yaml(passed: dict[str, Any], spec: StudySpec, base: Path) -> str:
@@ -122,11 +142,11 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _refuse_other_study(folder: Path, spec: StudySpec) -> None:
+def _refuse_other_study(folder: Path, name: str) -> None:
     """A folder that holds something else than a run is not overwritten."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "run.yaml").exists():
         raise BadInput(
-            f"'{folder}' exists and is no run; choose another name than '{spec.name}' or another --runs folder"
+            f"'{folder}' exists and is no run; choose another name than '{name}' or another --runs folder"
         )
 
 
