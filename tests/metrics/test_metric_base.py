@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 
 from expunge.errors import BadInput
-from expunge.families import Classifier, Regressor
+from expunge.families import CausalLM, Classifier, Regressor
 from expunge.metrics import METRICS, Estimate, Readings, Undefined, metric, standard_metrics
 from expunge.metrics.accuracy import accuracy
 from expunge.metrics.base import by_group, with_reference
@@ -90,7 +90,10 @@ def test_a_metric_fits_the_families_that_have_what_it_reads():
     # A classifier has `predicted` too, but as a class number, whose differences mean nothing.
     assert not of_classifiers & {"r2", "mae", "prediction-distance"}
     assert not of_regressors & {"accuracy", "mia-confidence-svm", "kl-to-retrained"}
-    assert of_classifiers | of_regressors == set(METRICS)
+    of_language_models = {m.name for m in standard_metrics(CausalLM)}
+    assert {"mean-loss", "probability", "truth-ratio", "mia-text-min-k"} <= of_language_models
+    assert not of_language_models & {"accuracy", "mae", "mia-confidence-svm"}
+    assert of_classifiers | of_regressors | of_language_models == set(METRICS)
 
 
 def test_every_metric_says_what_it_is():
@@ -105,7 +108,10 @@ def test_every_metric_says_what_it_is():
 
 def test_values_stay_in_the_declared_range_and_inside_their_interval(evidence, from_logits, rng):
     n, classes = 240, 5
-    ids = {s: [f"{s}-{i}" for i in range(n)] for s in ("forget", "retain", "holdout", "test")}
+    ids = {
+        s: [f"{s}-{i}" for i in range(n)]
+        for s in ("forget", "retain", "holdout", "test", "ood", "affected", "unknown", "attacked")
+    }
     given: dict = {}
     for split in ids:
         labels = rng.integers(classes, size=n)

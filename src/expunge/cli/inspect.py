@@ -57,12 +57,13 @@ def methods() -> list[dict[str, Any]]:
 
 def metrics() -> list[dict[str, Any]]:
     """Name, title, splits, direction, unit and families of every metric."""
+    from expunge.families import FAMILIES
     from expunge.metrics.base import METRICS
 
     return [
         {
             "name": name, "title": m.title, "splits": list(m.splits), "better": sorted({m.better(s) for s in m.splits}),
-            "unit": m.unit, "families": sorted(m.families) if m.families else ["all"],
+            "unit": m.unit, "families": sorted(n for n, f in FAMILIES.items() if m.fits(f)),
         }
         for name, m in METRICS.items()
     ]  # fmt: skip
@@ -83,7 +84,7 @@ def attacks() -> list[dict[str, Any]]:
     ]  # fmt: skip
     return rows + [
         {
-            "name": name, "kind": "metric", "families": sorted(m.families or FAMILIES), "needs": [],
+            "name": name, "kind": "metric", "families": sorted(n for n, f in FAMILIES.items() if m.fits(f)), "needs": [],
             "threat_model": m.attack, "source": m.source,
         }
         for name, m in METRICS.items()

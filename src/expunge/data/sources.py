@@ -13,6 +13,7 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, Image, Value
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from datasets.table import embed_table_storage
+from huggingface_hub.utils import logging as hub_logging
 
 from expunge.data.idx import find_images, is_images, read_pair
 from expunge.errors import BadInput, Missing
@@ -56,6 +57,8 @@ def _quietly(read: Callable[[Path], Dataset], path: Path) -> Dataset:
     datasets.logging.set_verbosity(
         datasets.logging.CRITICAL
     )  # what it would log becomes the error's sentence
+    hub = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()  # it announces every retry
     try:
         made = _short_strings(read(path))
     except (DatasetsError, pa.ArrowException, ValueError) as error:
@@ -66,6 +69,7 @@ def _quietly(read: Callable[[Path], Dataset], path: Path) -> Dataset:
         raise BadInput(f"'{path}' cannot be read: {reason}") from None
     finally:
         datasets.logging.set_verbosity(level)
+        hub_logging.set_verbosity(hub)
         if not bars:
             datasets.enable_progress_bars()
     if len(made) == 0:

@@ -165,9 +165,10 @@ def _skips_logits(kind: type[nn.Module]) -> bool:
 
 @cache  # called in every step, and finding the class takes longer than a small layer
 def _is_pretrained(kind: type[nn.Module]) -> bool:
-    from transformers import PreTrainedModel
-
-    return issubclass(kind, PreTrainedModel)
+    # By name, because importing the class takes seconds, which models of other kinds need not spend.
+    return any(
+        c.__name__ == "PreTrainedModel" and c.__module__.startswith("transformers.") for c in kind.__mro__
+    )
 
 
 def fingerprint(model: nn.Module) -> str:

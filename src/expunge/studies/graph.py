@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -337,6 +337,7 @@ def code_digest(*places: str) -> str:
     return hasher.hexdigest()[:20]
 
 
+@cache
 def source_digest(item: type[Method] | type[Attack] | Callable[..., Any]) -> str:
     """Fingerprint of the file that defines `item`, of those of its bases, and of what they import of the package."""
     import inspect
@@ -361,10 +362,13 @@ def _add_imports(file: Path, found: dict[Path, None]) -> None:
     if file in found:
         return
     found[file] = None
+    for imported in _imports(file):
+        _add_imports(imported, found)
+
+
+@cache
+def _imports(file: Path) -> list[Path]:
     root = Path(expunge.__file__).parent
-    for node in ast.walk(ast.parse(file.read_bytes())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("expunge."):
-            parts = node.module.split(".")[1:]
-            imported = root.joinpath(*parts).with_suffix(".py")
-            if parts[0] in _FOLLOWED and imported.is_file():
-                _add_imports(imported, found)
+    modules = re.findall(r"^\s*from expunge\.([\w.]+) import", file.read_text(), re.MULTILINE)
+    files = [root.joinpath(*module.split(".")).with_suffix(".py") for module in modules]
+    return [f for f in files if f.relative_to(root).parts[0] in _FOLLOWED and f.is_file()]

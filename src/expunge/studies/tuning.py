@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import Field
 
 from expunge.data.specification import ProblemSpec
-from expunge.errors import BadInput
+from expunge.errors import BadInput, Missing
 from expunge.extras import load_extra
 from expunge.files import digest, read_json, write_atomic
 from expunge.metrics.composite import AVERAGED, AVERAGED_REGRESSION, average_gap
@@ -175,7 +175,12 @@ def tune(
     workloads = []
     for problem_spec in spec.problems:
         options = {"of": problem_spec.model_dump(mode="json"), "base": str(base)}
-        name = problem_spec.build(base).name
+        try:
+            name = problem_spec.build(base).name
+        except Missing:
+            if problem_spec.optional:
+                continue  # the study itself says that it is left out
+            raise
         workload = _Workload(
             name, ProblemSpec(name=f"{name} (validation)", benchmark="validation", options=options)
         )
