@@ -2,7 +2,7 @@
 
     python docs/generate.py                                  reference pages, and the marked blocks of other pages
     python docs/generate.py --check                          exit 1 where a marked block is not current
-    python docs/generate.py --results runs/demo/scores.json  docs/results.md
+    python docs/generate.py --results runs/demo/scores.json  docs/results.md; of another study docs/results-NAME.md
 
 A marked block stands between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``. The pages under docs/reference are
 not kept in version control.
@@ -63,14 +63,15 @@ def main() -> None:
         "--check", action="store_true", help="change nothing; exit 1 where a marked block is stale"
     )
     parser.add_argument(
-        "--results", type=Path, metavar="SCORES", help="write docs/results.md from this scores.json"
+        "--results", type=Path, metavar="SCORES", help="write the page of results from this scores.json"
     )
     given = parser.parse_args()
     if given.check:
         found = stale()
         raise SystemExit(f"not current: {', '.join(found)}; run python docs/generate.py" if found else 0)
     if given.results:
-        (DOCS / "results.md").write_text(results.page(given.results))
+        name, text = results.page(given.results)
+        (DOCS / ("results.md" if name == "demo" else f"results-{name}.md")).write_text(text)
         return
     for name, (path, write) in BLOCKS.items():
         path.write_text(refreshed(path.read_text(), name, write()))

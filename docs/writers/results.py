@@ -11,7 +11,8 @@ from writers.markdown import table
 
 COLUMNS = (
     ("accuracy", "forget"), ("accuracy", "retain"), ("accuracy", "test"), ("mae", "forget"), ("mae", "retain"), ("mae", "test"),
-    ("mia-loss-logistic", "forget"), ("average-gap", "run"), ("passes-ratio", "run"),
+    ("corrected-accuracy", "affected"), ("manipulation-success", "attacked"), ("mia-loss-logistic", "forget"),
+    ("average-gap", "run"), ("passes-ratio", "run"),
 )  # fmt: skip
 """What a row shows, where the family has it. Passes over the data stand for cost: seconds belong to one machine."""
 
@@ -24,8 +25,8 @@ that column. The rows `target` (before forgetting) and `retrain` are the two end
 """
 
 
-def page(path: Path) -> str:
-    """Markdown of the whole page."""
+def page(path: Path) -> tuple[str, str]:
+    """Name of the study, and the markdown of the whole page."""
     scores = ScoreFile.read(path)
     packages = scores.environment.get("packages", {})
     versions = ", ".join(f"{name} {packages[name]}" for name in ("expunge", "torch") if name in packages)
@@ -35,7 +36,7 @@ def page(path: Path) -> str:
         f"<!-- Written by docs/generate.py from the scores.json of a run. -->\n\n# Results of the study “{scores.name}”\n\n"
         f"{INTRO}\nSeeds {', '.join(map(str, seeds))}; {versions}; {machine}.\n\n"
     )
-    return head + "\n\n".join(_problem(problem, scores) for problem in scores.problems) + "\n"
+    return scores.name, head + "\n\n".join(_problem(problem, scores) for problem in scores.problems) + "\n"
 
 
 def _problem(problem: dict, scores: ScoreFile) -> str:

@@ -106,7 +106,7 @@ def run_file() -> ScoreFile:
 def test_results_page_by_hand(generate: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
     run_file().write(path)
-    page = generate.results.page(path)
+    _, page = generate.results.page(path)
     # Standard deviation of 90, 92, 94 is 2; t(2 degrees, 97.5 %) = 4.303.
     half = 4.303 * 2 / math.sqrt(3)
     assert f"| npo | 92.0 ± {half:.1f} (+2.0) ? |" in page
