@@ -15,8 +15,6 @@ from expunge.families import CausalLM
 from expunge.problem import Problem
 from expunge.testing import tiny_problem
 
-CHAT = "{% for m in messages %}{{ m.content }} {% if m.role == 'assistant' %}<eos>{% else %}\n{% endif %}{% endfor %}"
-
 
 @pytest.fixture(scope="module")
 def tiny() -> Problem:
@@ -40,7 +38,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 def rows_of(tiny: Problem, split: str) -> list[dict[str, Any]]:
-    return [{k: row[k] for k in ("id", "question", "answer")} for row in tiny.splits[split].to_list()]  # pyright: ignore
+    return [{k: row[k] for k in ("id", "question", "answer")} for row in tiny.splits[split].to_list()]
 
 
 def test_forget_and_audit_from_files(tiny, folder, tmp_path):
@@ -78,17 +76,17 @@ def test_the_columns_say_how_rows_are_read(tiny, folder, tmp_path):
     text = [{"id": r["id"], "text": r["answer"]} for r in rows_of(tiny, "forget")]
     told = ProblemSpec(
         model=str(folder), data=write(tmp_path / "text.jsonl", text), forget="fraction=0.2"
-    ).build()  # pyright: ignore
+    ).build()
     assert isinstance(told.family, CausalLM) and told.family.template.kind == "text"
     with pytest.raises(BadInput, match="the tokenizer has no chat template"):
         ProblemSpec(
             model=str(folder), data=write(tmp_path / "chat.jsonl", chat), forget="fraction=0.2"
-        ).build()  # pyright: ignore
-    other = [{"id": "a", "prompt": "Where", "reply": "Rome"}]
+        ).build()
+    other = [{"id": i, "prompt": "Where", "reply": "Rome"} for i in "ab"]
     with pytest.raises(BadInput, match="no columns messages, question and answer, or text"):
         ProblemSpec(
-            model=str(folder), data=write(tmp_path / "other.jsonl", other * 1), forget="fraction=1"
-        ).build()  # pyright: ignore
+            model=str(folder), data=write(tmp_path / "other.jsonl", other), forget="fraction=0.5"
+        ).build()
 
 
 def test_a_template_of_ones_own(tiny, folder, tmp_path):
@@ -118,7 +116,7 @@ def test_a_template_of_ones_own(tiny, folder, tmp_path):
 )
 def test_bad_rows(row, message, tiny, folder, tmp_path):
     rows = [*rows_of(tiny, "forget")[:4], {**row}]
-    spec = ProblemSpec(model=str(folder), data=write(tmp_path / "bad.jsonl", rows), forget="fraction=0.4")  # pyright: ignore
+    spec = ProblemSpec(model=str(folder), data=write(tmp_path / "bad.jsonl", rows), forget="fraction=0.4")
     with pytest.raises(BadInput, match=message):
         spec.build()
 
