@@ -121,3 +121,14 @@ def test_without_a_target_there_is_no_level(memorized: Problem, retrained_scene:
     assert {s.reason for s in found.values()} == {
         "the target was not given, whose level the attack waits for"
     }
+
+
+def test_frozen_parameters_stay_where_the_attacker_may_not_open_them(memorized: Problem) -> None:
+    """With all of the model frozen there is nothing to train; opened, it is trained as any other."""
+    model = copy.deepcopy(memorized.target)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    closed = Relearning(budget=2, unfreeze=False).attack(Scene(memorized, model))
+    assert {s.status for s in closed} == {"undefined"} and "frozen" in (closed[0].reason or "")
+    assert Relearning(budget=2).attack(Scene(memorized, model))[1].status == "ok"
+    assert not any(p.requires_grad for p in model.parameters())

@@ -73,6 +73,11 @@ class Relearning(Attack):
     share: float = param(
         1.0, "share of the forgotten rows that the attacker holds", source="the paper: all", gt=0, le=1
     )
+    unfreeze: bool = param(
+        True,
+        "open parameters that were frozen to resist; False is an attacker who trains through a service that keeps them so",
+        source="ours",
+    )
 
     def run(self, scene: Scene) -> list[Score]:  # noqa: D102
         problem, device = scene.problem, scene.workplace.device
@@ -83,12 +88,16 @@ class Relearning(Attack):
         if known <= 0:
             raise Undefined("the target itself knows nothing of the forgotten rows")
         model = clone(scene.model).to(device)
-        for parameter in model.parameters():
-            parameter.requires_grad_(True)
+        if self.unfreeze:
+            for parameter in model.parameters():
+                parameter.requires_grad_(True)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        if not trained:
+            raise Undefined("every parameter of the model is frozen, and this attacker may not open any")
         levels = [_level(scene, model, asked) / known]
         one_pass = math.ceil(len(held) / self.batch_size)
         recipe = Training(lr=self.lr, weight_decay=0.0)
-        optimizer = make_optimizer(recipe, list(model.parameters()))
+        optimizer = make_optimizer(recipe, trained)
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(scene.workplace.seed)
             while len(levels) <= one_pass or (
