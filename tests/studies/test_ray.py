@@ -114,8 +114,11 @@ class Cluster:
     class WorkerCrashedError(exceptions.RayError):
         pass
 
-    def __init__(self, nodes: list[dict[str, float]], dies: bool = False, deaf: bool = False) -> None:
-        self._nodes, self._dies, self._deaf = nodes, dies, deaf
+    def __init__(
+        self, nodes: list[dict[str, float]], dies: bool = False, deaf: bool = False, slow: int = 0
+    ) -> None:
+        self._nodes, self._dies, self._deaf, self._slow = nodes, dies, deaf, slow
+        self.asked = 0
         self.declared: list[dict[str, Any]] = []
         self.started: dict[str, Any] = {}
         self.ended = False
@@ -124,7 +127,8 @@ class Cluster:
         return False
 
     def init(self, address: str, **options: Any) -> None:
-        if self._deaf:
+        self.asked += 1
+        if self._deaf or self.asked <= self._slow:
             raise ConnectionError("Could not find any running Ray instance.\nMore.")
         self.started = {"address": address, **options}
 
@@ -229,6 +233,12 @@ def test_a_job_whose_worker_always_dies_fails_with_advice(
     assert not store.has("k1")
 
 
+def test_a_start_that_took_too_long_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster([{"CPU": 8, "memory": 4 * GIB}], slow=1)
+    outcome, store = run_one(cluster, tmp_path, monkeypatch)
+    assert cluster.asked == 2 and not outcome.failed and store.has("k1")
+
+
 @pytest.mark.parametrize(
     ("cluster", "options", "error", "message"),
     [
@@ -244,6 +254,10 @@ def test_a_job_whose_worker_always_dies_fails_with_advice(
         (
             Cluster([]), {"ray_address": "nobody:6379"}, Missing,
             r"no Ray cluster answers at 'nobody:6379' \(\[Errno 111\] Connection refused\); start one with ray start",
+        ),
+        (
+            Cluster([], deaf=True), {}, Missing,
+            r"a Ray cluster could not be started on this machine \(Could not find any running Ray instance.\); give the address",
         ),
         (None, {}, Missing, r"--runner ray needs the package 'ray', .* run pip install 'expunge\[ray\]'"),
         (Cluster([]), {"device": "cuda:1"}, BadInput, "device 'cuda:1' names a device of one machine"),

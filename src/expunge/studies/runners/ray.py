@@ -102,20 +102,26 @@ class RayTasks:
         if ray.is_initialized():
             return
         here = {"num_cpus": (self._workers or os.cpu_count() or 1) * threads, "object_store_memory": OBJECTS}
-        try:
-            _knock(self._address)
-            ray.init(
-                self._address or "local",
-                log_to_driver=False,
-                configure_logging=False,
-                **({} if self._address else {**here, "include_dashboard": False}),
-            )
-        except (OSError, RuntimeError, ValueError) as error:
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            raise Missing(
-                f"no Ray cluster answers at '{self._address or 'this machine'}' ({said[0]}); "
-                "start one with ray start --head, or leave --ray-address out"
-            ) from None
+        options = {} if self._address else {**here, "include_dashboard": False}
+        # Ray gives a cluster 30 seconds to start, which a machine that is busy just then can exceed.
+        for last in (True,) if self._address else (False, True):
+            try:
+                _knock(self._address)
+                ray.init(self._address or "local", log_to_driver=False, configure_logging=False, **options)
+                break
+            except (OSError, RuntimeError, ValueError) as error:
+                said = str(error).strip().splitlines() or [type(error).__name__]
+                if self._address:
+                    raise Missing(
+                        f"no Ray cluster answers at '{self._address}' ({said[0]}); start one with ray start --head, or "
+                        "leave --ray-address out"
+                    ) from None
+                if last:
+                    raise Missing(
+                        f"a Ray cluster could not be started on this machine ({said[0]}); give the address of one with "
+                        "--ray-address, or leave --runner out"
+                    ) from None
+                ray.shutdown()
         self._ours = True
 
     def _refuse_impossible(self, needs: dict[str, float]) -> None:
