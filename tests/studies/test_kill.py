@@ -24,7 +24,8 @@ def start(folder: Path, **changes: object) -> subprocess.Popen[bytes]:
     command = [
         sys.executable,
         "-c",
-        "from expunge.cli import main; main()",
+        # A shell's background jobs ignore Ctrl-C, and hand that down to tests that run in one.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from expunge.cli import main; main()",
         "run",
         str(study),
         "--runs",
