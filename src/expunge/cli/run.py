@@ -33,7 +33,7 @@ def demo(
 ) -> None:
     """Forget from real classifiers and regressors, and prove it, in about two minutes on two cores.
 
-    Handwritten digits: a class and a random tenth. Diabetes patients: a random tenth. Three seeds, every method.
+    Handwritten digits: a class and a random tenth. Diabetes patients: a random tenth. Three seeds, fifteen methods.
     """
     execute("demo", runs, workers, display, [], json)
 

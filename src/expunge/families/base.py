@@ -249,3 +249,8 @@ def as_positions(activation: Tensor) -> Tensor:
     if activation.dim() == 4:
         return activation.flatten(2).transpose(1, 2)
     return activation
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """float32 at least: sums of log-probabilities in half precision lose their digits."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from expunge.errors import BadInput
-from expunge.families.base import Batch, Family, Outputs, Rows
+from expunge.families.base import Batch, Family, Outputs, Rows, wide
 from expunge.families.models import call_language_model
 from expunge.families.prompts import Template
 from expunge.families.tokenizers import describe_tokenizer, load_tokenizer, require_fast, restore_tokenizer
@@ -162,15 +162,15 @@ class CausalLM(Family):
         return call_language_model(model, batch.inputs, batch.targets.shape[1] + 1)[:, :-1]
 
     def nll(self, outputs: Outputs, batch: Batch) -> Tensor:  # noqa: D102
-        logits = _wide(outputs.prediction)
+        logits = wide(outputs.prediction)
         losses = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
         # Selecting instead of multiplying: an infinite loss at a position that does not count must not become NaN.
         return torch.where(batch.mask, losses.view(batch.targets.shape), 0.0).sum(-1)
 
     def divergence(self, p: Outputs, q: Outputs, batch: Batch, temperature: float = 1.0) -> Tensor:
         """Categorical KL divergence of the softmax of logits divided by the temperature, summed over positions."""
-        log_p = F.log_softmax(_wide(p.prediction) / temperature, -1)
-        log_q = F.log_softmax(_wide(q.prediction) / temperature, -1)
+        log_p = F.log_softmax(wide(p.prediction) / temperature, -1)
+        log_q = F.log_softmax(wide(q.prediction) / temperature, -1)
         return torch.where(batch.mask, (log_p.exp() * (log_p - log_q)).sum(-1), 0.0).sum(-1)
 
     def relabel(self, batch: Batch, how: str, generator: torch.Generator) -> Batch:  # noqa: D102
@@ -205,6 +205,8 @@ class CausalLM(Family):
                 made[quantity] = torch.tensor([len(zlib.compress(t.encode())) for t in self._texts(batch)])
             elif quantity == "ends":
                 made[quantity] = (self._last_tokens(batch) == self.tokenizer.eos_token_id).to(torch.int8)
+            else:
+                raise BadInput(f"'{quantity}' needs the rows' further answers; collect it from the data set")
         return made
 
     def _tokens(self, prediction: Tensor, batch: Batch, quantities: Sequence[str]) -> dict[str, Tensor]:
@@ -291,7 +293,7 @@ def _chunks(prediction: Tensor, targets: Tensor, at: tuple[Tensor, ...]) -> Iter
     """Log-probabilities `[m, V]` and targets `[m]` of some positions at a time."""
     size = max(1, CHUNK_VALUES // prediction.shape[-1])
     for rows, columns in zip(*(part.split(size) for part in at), strict=True):
-        yield F.log_softmax(_wide(prediction[rows, columns]), -1), targets[rows, columns]
+        yield F.log_softmax(wide(prediction[rows, columns]), -1), targets[rows, columns]
 
 
 def _placed(parts: list[Tensor], at: tuple[Tensor, ...], shape: torch.Size) -> Tensor:
@@ -299,8 +301,3 @@ def _placed(parts: list[Tensor], at: tuple[Tensor, ...], shape: torch.Size) -> T
     placed = values.new_full(shape, math.nan)
     placed[at] = values
     return placed
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """float32 at least: sums of log-probabilities in half precision lose their digits."""
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()

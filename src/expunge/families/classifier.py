@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from expunge.errors import BadInput
-from expunge.families.base import Batch, Family, Outputs, Rows
+from expunge.families.base import Batch, Family, Outputs, Rows, wide
 from expunge.families.inputs import Inputs, restore_inputs
 from expunge.families.models import call
 
@@ -90,7 +90,7 @@ class Classifier(Family):
         return call(model, batch.inputs).unsqueeze(1)
 
     def nll(self, outputs: Outputs, batch: Batch) -> Tensor:  # noqa: D102
-        logits = _wide(outputs.prediction)
+        logits = wide(outputs.prediction)
         # Masking the targets instead of the losses leaves nothing to differentiate.
         targets = torch.where(batch.mask, batch.targets, IGNORED)
         if targets.shape[1] == 1:
@@ -99,8 +99,8 @@ class Classifier(Family):
 
     def divergence(self, p: Outputs, q: Outputs, batch: Batch, temperature: float = 1.0) -> Tensor:
         """Categorical KL divergence of the softmax of logits divided by the temperature."""
-        log_p = F.log_softmax(_wide(p.prediction) / temperature, -1)
-        log_q = F.log_softmax(_wide(q.prediction) / temperature, -1)
+        log_p = F.log_softmax(wide(p.prediction) / temperature, -1)
+        log_q = F.log_softmax(wide(q.prediction) / temperature, -1)
         return ((log_p.exp() * (log_p - log_q)).sum(-1) * batch.mask).sum(-1)
 
     def relabel(self, batch: Batch, how: str, generator: torch.Generator) -> Batch:  # noqa: D102
@@ -115,7 +115,7 @@ class Classifier(Family):
         return Batch(batch.ids, batch.inputs, drawn.to(batch.targets), batch.mask)
 
     def observe(self, outputs: Outputs, batch: Batch, quantities: Sequence[str]) -> dict[str, Tensor]:  # noqa: D102
-        logits = _wide(outputs.prediction).squeeze(1)
+        logits = wide(outputs.prediction).squeeze(1)
         target = batch.targets.squeeze(1)
         logp = F.log_softmax(logits, -1)
         logp_y = logp.gather(1, target[:, None]).squeeze(1)
@@ -189,8 +189,3 @@ def modified_entropy(logp: Tensor, target: Tensor, margin: Tensor) -> Tensor:
     terms = (p * log_rest).scatter(1, target[:, None], 0.0)
     logp_y = logp.gather(1, target[:, None]).squeeze(1)
     return -torch.sigmoid(-margin) * logp_y - terms.sum(-1)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """float32 at least: sums of log-probabilities in half precision lose their digits."""
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()

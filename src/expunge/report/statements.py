@@ -25,6 +25,7 @@ SPLITS = {
     "forget": "forget set",
     "retain": "retain set",
     "test": "test",
+    "ood": "shifted test",
     "holdout": "holdout",
     "run": "whole run",
 }
