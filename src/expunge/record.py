@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from expunge.files import read_json, write_atomic
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Status = Literal["ok", "undefined", "not_applicable", "failed"]
 Direction = Literal["higher", "lower", "match"]
@@ -40,12 +40,31 @@ class Interval(Record):
     method: str = Field(description="how it was computed: wilson, bca, t over seeds, ...")
 
 
+class Curve(Record):
+    """How a number grows with what is spent on it: recovery by steps of relearning, accuracy by bits of precision."""
+
+    over: str = Field(description="what is spent, with its unit: steps, queries, bits, strength, layer, ...")
+    at: list[float] = Field(description="how much of it, in the order of the curve")
+    values: list[float | None] = Field(
+        description="the number there, in the score's unit; None where it is undefined"
+    )
+
+    @model_validator(mode="after")
+    def _one_value_per_point(self) -> Curve:
+        if len(self.at) != len(self.values) or not self.at:
+            raise ValueError(
+                f"a curve over {self.over} needs as many values as points, got {len(self.values)} for {len(self.at)}"
+            )
+        return self
+
+
 class Reference(Record):
     """The retrained models' values of the same metric on the same split."""
 
     mean: float
     values: list[float] = Field(description="one per retrained model that the judged model was compared with")
     gap: float = Field(description="value minus mean")
+    curves: list[Curve] = Field(default_factory=list, description="theirs, where the score has a curve")
 
 
 class Score(Record):
@@ -65,6 +84,13 @@ class Score(Record):
     groups: dict[str, float] = Field(default_factory=dict, description="the same metric per class or group")
     reference: Reference | None = None
     attack: bool = Field(default=False, description="True where the number is an attacker's success")
+    budget: dict[str, float] = Field(
+        default_factory=dict,
+        description="the most that the attacker may spend: steps, queries, samples, rows, ...",
+    )
+    curve: Curve | None = Field(
+        default=None, description="the number by what was spent on it, where it was followed"
+    )
 
     @model_validator(mode="after")
     def _value_or_reason(self) -> Score:

@@ -29,6 +29,7 @@ def made(answer: list[str], value: float = 0.5, *, undefined: str = "") -> Attac
 
         name = "made"
         paper = threat_model = "none"
+        access = "text"
         measures: ClassVar[tuple[Measure, ...]] = (
             Measure("made-one", "a number for a test", "share"),
             Measure("made-two", "a number for a test", "share", split="retain"),

@@ -43,6 +43,7 @@ def test_an_attack_that_changes_the_model_is_caught(monkeypatch: pytest.MonkeyPa
 
         name = "vandal"
         paper = threat_model = "none"
+        access = "text"
         families = frozenset({"classifier"})
         measures = (Measure("vandal-share", "a number for a test", "share", low=0.0, high=1.0),)
 

@@ -123,6 +123,7 @@ def test_a_failed_attack_leaves_its_reason_and_the_rest_of_the_row(tmp_path: Pat
         "    '''Fails.'''\n"
         "    name = 'broken'\n"
         "    paper = threat_model = 'none'\n"
+        "    access = 'text'\n"
         "    measures = (Measure('broken-share', 'a number for a test', 'share'),)\n"
         "    def run(self, scene):\n"
         "        raise RuntimeError('out of luck')\n"

@@ -25,8 +25,10 @@ from expunge.methods.base import NEEDS, Workplace
 from expunge.metrics.base import Estimate, Undefined
 from expunge.parameters import Parameters
 from expunge.problem import Problem
-from expunge.record import Direction, Score, Status
+from expunge.record import Curve, Direction, Score, Status
 from expunge.registry import Registry
+
+Access = Literal["text", "logits", "weights"]
 
 ATTACKS: Registry[type[Attack]] = Registry("attack", "expunge.attacks")
 
@@ -48,6 +50,8 @@ class Measure:
     low: float | None = None
     high: float | None = None
     """Smallest and largest possible value, where there are such."""
+    margin: float | None = None
+    """Largest excess over the retrained models that counts as none, in `unit`; where set, a verdict is given on it."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +85,16 @@ class Scene:
     model: nn.Module
     workplace: Workplace = field(default_factory=Workplace)
     shadows: Sequence[Shadow] = ()
+    transcripts: list[dict[str, Any]] = field(default_factory=list)
+    """What was asked and answered, as `keep` was told; it holds contents, so no record takes it in."""
     _seen: dict[str, Evidence] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.model.eval()
+
+    def keep(self, row: str, **said: Any) -> None:
+        """Keep a transcript for whoever may see contents: the row's id, what it was asked, what came back, how it scored."""
+        self.transcripts.append({"id": row, **said})
 
     def evidence(self, split: str, quantities: Iterable[str]) -> Evidence:
         """Evidence of the attacked model on `split` with at least `quantities`; one pass unless more is asked for."""
@@ -112,6 +122,8 @@ class Attack(Parameters):
     """Where it was published."""
     threat_model: ClassVar[str]
     """What the attacker has and knows."""
+    access: ClassVar[Access]
+    """The least that the attacker must have of the model: what it says, its scores of all outputs, its weights."""
     measures: ClassVar[tuple[Measure, ...]]
     needs: ClassVar[frozenset[str]] = frozenset()
     """As a method's: retain, holdout, architecture, recipe."""
@@ -140,6 +152,10 @@ class Attack(Parameters):
         """How many shadow models it wants."""
         return 0
 
+    def spends(self) -> dict[str, float]:
+        """The most that it spends, by unit (steps, queries, samples, ...); part of every score."""
+        return {}
+
     def quantities(self, family: Family) -> set[str]:
         """What it reads of the shadow models."""
         return set()
@@ -167,12 +183,13 @@ class Attack(Parameters):
     def run(self, scene: Scene) -> list[Score]:
         """The attack. Random numbers come from `scene.workplace.generator`."""
 
-    def score(self, name: str, estimate: Estimate) -> Score:
-        """The measure `name` with a value; undefined where the value is not a finite number."""
+    def score(self, name: str, estimate: Estimate, curve: Curve | None = None) -> Score:
+        """The measure `name` with a value, followed along `curve`; undefined where the value is not a finite number."""
         if not np.isfinite(estimate.value):
             return self.undefined(name, f"the value is {estimate.value}")
         return Score(
-            **self._facts(name), value=float(estimate.value), n=estimate.n, interval=estimate.interval, groups=estimate.groups
+            **self._facts(name), value=float(estimate.value), n=estimate.n, interval=estimate.interval,
+            groups=estimate.groups, curve=curve,
         )  # fmt: skip
 
     def undefined(self, name: str, reason: str) -> Score:
@@ -189,6 +206,7 @@ class Attack(Parameters):
             raise ExpungeError(f"attack '{self.name}' declares no measure '{name}'")
         return {
             "metric": name, "split": measure.split, "unit": measure.unit, "direction": measure.direction, "attack": True,
+            "budget": self.spends(),
         }  # fmt: skip
 
 

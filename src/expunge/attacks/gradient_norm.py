@@ -35,6 +35,7 @@ class GradientNormMia(Attack):
         "Gradient-norm attack of arXiv:2402.17012; as in OpenUnlearning (Dorna et al. 2025, arXiv:2506.12618)"
     )
     threat_model = "weights (gradients of the loss); one threshold for all rows (population attack)"
+    access = "weights"
     measures = (
         Measure(
             "gradient-norm-mia-auc",

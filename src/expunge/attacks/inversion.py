@@ -47,6 +47,7 @@ class Inversion(Attack):
     threat_model = (
         "weights (gradients with respect to inputs); rows of the other classes; none of the forgotten one"
     )
+    access = "weights"
     families = frozenset({"classifier"})
     needs = frozenset({"retain", "labels"})
     measures = (

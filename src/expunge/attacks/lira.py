@@ -97,6 +97,7 @@ class Lira(Attack):
     name = "lira"
     paper = "Carlini et al., IEEE S&P 2022, arXiv:2112.03570"
     threat_model = "logits and labels; all retained rows; the rows in question; the training recipe and compute to repeat it"
+    access = "logits"
     measures = roc_measures("lira", "likelihood ratio, LiRA")
     needs = frozenset({"retain", "holdout", "architecture", "recipe"})
     trains = True
@@ -178,6 +179,7 @@ class ULira(Lira):
     name = "u-lira"
     paper = "Hayes et al., SaTML 2025, arXiv:2403.01218 (U-LiRA)"
     threat_model = "as lira, and the unlearning method with its parameters"
+    access = "logits"
     measures = roc_measures("u-lira", "likelihood ratio, U-LiRA")
     unlearns_shadows = True
 

@@ -32,6 +32,7 @@ class PopulationMia(Attack):
     threat_model = (
         "logits and labels of single rows; some retained rows and rows never trained on; no training"
     )
+    access = "logits"
     measures = roc_measures("population-mia", "one statistic, population")
     needs = frozenset({"retain", "holdout"})
 

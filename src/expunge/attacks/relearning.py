@@ -40,6 +40,7 @@ class Relearning(Attack):
     name = "relearning"
     paper = "Chundawat et al., IEEE TIFS 2023, arXiv:2201.05629 (anamnesis index); Golatkar et al., CVPR 2020"
     threat_model = "weights, and the right to train them; some or all of the forgotten rows with their labels"
+    access = "weights"
     families = frozenset({"classifier", "regressor"})
     trains = True
     measures = (
@@ -78,6 +79,9 @@ class Relearning(Attack):
         "open parameters that were frozen to resist; False is an attacker who trains through a service that keeps them so",
         source="ours",
     )
+
+    def spends(self) -> dict[str, float]:  # noqa: D102
+        return {"steps": self.budget, "rows per step": self.batch_size, "share of forgotten rows": self.share}
 
     def run(self, scene: Scene) -> list[Score]:  # noqa: D102
         problem, device = scene.problem, scene.workplace.device

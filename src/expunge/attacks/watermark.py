@@ -29,6 +29,7 @@ class Watermark(Attack):
     name = "watermark"
     paper = "Adi et al., USENIX Security 2018, arXiv:1802.04633 (trigger set); question of Yu et al., 2026, arXiv:2601.17107"
     threat_model = "the owner: the secret key of the mark, and predicted classes"
+    access = "text"
     families = frozenset({"classifier"})
     measures = (
         Measure(

@@ -25,34 +25,34 @@ class Batches:
     def __init__(self, family: Family, dataset: Dataset, device: torch.device | str = "cpu") -> None:
         self.family, self.device = family, torch.device(device)
         # numpy format: columns arrive as arrays, not as Python lists of lists.
-        self._dataset = dataset.with_format("numpy")
+        self.dataset = dataset.with_format("numpy")
         self._resident: Batch | None = None
         if len(dataset) and self._bytes_per_row() * len(dataset) < RESIDENT_BYTES:
-            self._resident = family.collate(self._dataset[:]).to(self.device)
+            self._resident = family.collate(self.dataset[:]).to(self.device)
 
     def _bytes_per_row(self) -> int:
-        first = self.family.collate(self._dataset[:1])
+        first = self.family.collate(self.dataset[:1])
         return sum(t.element_size() * t.numel() for t in (*first.inputs.values(), first.targets, first.mask))
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self.dataset)
 
     @cached_property
     def ids(self) -> list[str]:
         """Example ids, in row order."""
-        return [str(i) for i in self._dataset["id"][:]]
+        return [str(i) for i in self.dataset["id"][:]]
 
     @cached_property
     def groups(self) -> np.ndarray | None:
         """`[n]` group of each example, or None where the family has none."""
-        return self.family.groups(self._dataset)
+        return self.family.groups(self.dataset)
 
     def take(self, rows: Tensor) -> Batch:
         """The examples numbered `rows` (`[b]`, long, CPU)."""
         if self._resident is not None:
             on_device = rows if self.device.type == "cpu" else rows.to(self.device)
             return self.family.trim(self._resident.select(on_device))
-        return self.family.collate(self._dataset[rows.tolist()]).to(self.device)
+        return self.family.collate(self.dataset[rows.tolist()]).to(self.device)
 
     def sequential(self, batch_size: int) -> Iterator[tuple[Tensor, Batch]]:
         """All examples in order, as (row numbers, batch), not more than the family takes at once."""

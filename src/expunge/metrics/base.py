@@ -252,4 +252,6 @@ def with_reference(score: Score, references: Sequence[Score]) -> Score:
     if score.value is None or not values:
         return score
     mean = mean_of(values)
-    return score.model_copy(update={"reference": Reference(mean=mean, values=values, gap=score.value - mean)})
+    curves = [r.curve for r in references if r.curve is not None] if score.curve is not None else []
+    reference = Reference(mean=mean, values=values, gap=score.value - mean, curves=curves)
+    return score.model_copy(update={"reference": reference})

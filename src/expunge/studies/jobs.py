@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -173,8 +173,20 @@ def _attack(key: str, payload: dict[str, Any], store: Store, folder: Path, on_st
     ]
     workplace = Workplace(payload["seed"], payload["device"], store.scratch(key), on_step=on_step)
     attack = AttackSpec(**payload["attack"]).resolve()
-    scores = attack.attack(Scene(problem, model, workplace, shadows))
+    scene = Scene(problem, model, workplace, shadows)
+    scores = attack.attack(scene)
     (folder / "scores.json").write_text(canonical_json([s.model_dump(mode="json") for s in scores]))
+    if scene.transcripts:
+        write_transcripts(folder / TRANSCRIPTS, scene.transcripts)
+
+
+TRANSCRIPTS = "transcripts.jsonl"
+"""File of an attack job with what was asked and answered; contents, unlike every other record."""
+
+
+def write_transcripts(file: Path, transcripts: Sequence[dict[str, Any]]) -> None:
+    """A line each."""
+    file.write_text("".join(canonical_json(_finite(said)) + "\n" for said in transcripts))
 
 
 def _fresh(key: str, payload: dict[str, Any], store: Store, folder: Path, on_step: OnStep | None) -> None:

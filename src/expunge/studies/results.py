@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from expunge.attacks.base import find_measure
 from expunge.files import read_json
 from expunge.metrics.base import with_reference
 from expunge.metrics.composite import anamnesis_index, average_gap, tow, tow_mia
@@ -153,11 +154,18 @@ def _verdicts(problem: str, judged: Sequence[Judged]) -> list[Verdict]:
     made = []
     for label in dict.fromkeys(j.label for j in judged if j.method != "retrain" and j.status == "ok"):
         mine = [j for j in judged if j.label == label and j.status == "ok"]
-        for metric, split in PROPERTIES:
+        for metric, split, margin in (*((m, s, None) for m, s in PROPERTIES), *_attacked(mine)):
             scores, references = _scores(mine, metric, split), _scores(retrained, metric, split)
             if scores and references:
-                made.append(verdict(problem, label, scores, references))
+                made.append(verdict(problem, label, scores, references, margin))
     return made
+
+
+def _attacked(judged: Sequence[Judged]) -> list[tuple[str, str, float]]:
+    """The measures of attacks that a verdict is given on: metric, split and margin."""
+    names = dict.fromkeys(score.metric for j in judged for score in j.scores if score.attack)
+    measures = [found[1] for name in names if (found := find_measure(name)) is not None]
+    return [(m.name, m.split, m.margin) for m in measures if m.margin is not None]
 
 
 def _scores(judged: Sequence[Judged], metric: str, split: str) -> list[Score]:

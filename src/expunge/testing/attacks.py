@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
-from expunge.attacks.base import ATTACKS, Attack, Scene, find_measure
+from expunge.attacks.base import ATTACKS, Access, Attack, Scene, find_measure
 from expunge.attacks.shadows import ShadowModels
 from expunge.errors import BadInput
 from expunge.families import FAMILIES
@@ -57,6 +57,10 @@ def _facts(attack: type[Attack], parameters: dict[str, Any]) -> None:
     require(bool((attack.__doc__ or "").strip()), "it has no docstring; say the definition")
     require(bool(attack.paper.strip()), "it does not say its paper")
     require(bool(attack.threat_model.strip()), "it does not say what the attacker has and knows")
+    require(
+        getattr(attack, "access", None) in get_args(Access),
+        f"it does not say by 'access' what it needs of the model: one of {', '.join(get_args(Access))}",
+    )
     require(bool(attack.measures), "it declares no measure")
     for measure in attack.measures:
         require(len(measure.definition) > 20, f"measure '{measure.name}' does not say its definition")

@@ -1,0 +1,55 @@
+"""How much of each row a model knows: one scale from 0 to 1 for every family, so that recovery can be compared."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import nn
+
+from expunge.errors import BadInput
+from expunge.evidence import Evidence, collect
+from expunge.families import Batches, Family
+from expunge.families.regressor import Regressor
+from expunge.metrics.memorization import answer_tokens, exact_memorization
+from expunge.problem import Problem
+
+KNOWLEDGE: dict[str, tuple[str, tuple[str, ...]]] = {
+    "classifier": ("1 where the most likely class is the label, else 0", ("correct",)),
+    "regressor": (
+        "1 / (1 + |error| / s), s the standard deviation of the training targets: 1 without error, 1/2 at one deviation",
+        ("absolute_error",),
+    ),
+    "causal_lm": (
+        "share of the answer's tokens, its end-of-sequence token left out, that are the most likely ones given the true "
+        "tokens before (exact memorization)",
+        ("token_correct", "ends"),
+    ),
+}
+"""By family: the definition, and the quantities that it is read from."""
+
+
+def knowledge(problem: Problem, model: nn.Module, rows: Batches | str, device: str = "cpu") -> np.ndarray:
+    """`[n]` how much `model` knows of each row, from 0 to 1, by its family's definition in `KNOWLEDGE`.
+
+    `rows` is the name of a split or batches of the problem's family. NaN where a row has nothing to know (an empty
+    answer) or the model has diverged.
+    """
+    family = problem.family
+    batches = problem.batches(rows, device) if isinstance(rows, str) else rows
+    evidence = collect(family, model, batches.dataset, sorted(reads(family)), device=device, batches=batches)
+    return knowledge_of(family, evidence)
+
+
+def reads(family: Family) -> set[str]:
+    """The quantities that knowledge is computed from."""
+    if family.name not in KNOWLEDGE:
+        raise BadInput(f"for family '{family.name}' no scale of knowledge is defined")
+    return set(KNOWLEDGE[family.name][1])
+
+
+def knowledge_of(family: Family, evidence: Evidence) -> np.ndarray:
+    """The same from evidence that holds the quantities of `reads`."""
+    if family.name == "causal_lm":
+        return np.asarray([exact_memorization(row) for row in answer_tokens(evidence, "token_correct")])
+    if isinstance(family, Regressor):
+        return 1 / (1 + evidence["absolute_error"].astype(np.float64) / float(np.mean(family.scale)))
+    return evidence["correct"].astype(np.float64)
