@@ -13,7 +13,7 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable '.[text]'
+	$(BIN)/python -m pip install --quiet --editable '.[text,ledger]'
 	touch $@
 
 $(VENV)/.test-installed: $(VENV)/.installed
@@ -34,6 +34,7 @@ chromium:
 demo: $(VENV)/.installed ## forget from classifiers, a regressor and a small language model, and prove it
 	$(BIN)/expunge demo
 	$(BIN)/expunge run demo-text
+	$(BIN)/expunge ledger demo
 
 test: $(VENV)/.test-installed chromium ## lint, types and the tests that CI runs
 	$(BIN)/ruff check .

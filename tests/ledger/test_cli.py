@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from expunge.data.benchmarks import digits
+from expunge.problem import Training
 from tests.cli.conftest import Run, expunge, mine  # noqa: F401 (fixtures)
 from tests.ledger import conftest  # noqa: F401 (skips where the extra is absent)
 
@@ -136,3 +138,24 @@ def test_keys_stay_when_a_ledger_is_made_again(place: Path, expunge: Run) -> Non
     assert expunge("ledger", "init", "--json").json["changed"] is False
     assert {file.name: file.read_bytes() for file in (place / "ledger" / "keys").iterdir()} == before
     assert (place / "ledger" / "ledger.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_demo_ends_with_a_checked_certificate_and_can_be_repeated(
+    tmp_path: Path,
+    expunge: Run,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(digits._RECIPES, "cnn", Training(epochs=2, batch_size=64))
+    shown = expunge("ledger", "demo")
+    assert shown.code == 0, shown.err
+    assert shown.out.count("done, after") == 3 and "the same weights, bit by bit" in shown.out
+    assert "guarantee: bitwise" in shown.out and "entry 0 has a wrong signature" in shown.out
+    again = expunge("ledger", "demo", "--json").json
+    assert again["verification"]["valid"] and again["verification"]["certificates"] == 1
+    assert not again["edited"]["valid"] and again["faults"] == []
+    assert sorted(r["id"] for r in again["requests"]) == again["certificate"]["request_ids"]
+    assert again["certificate"]["outcome"]["records"] == 4
+    folder = tmp_path / "runs" / "ledger-demo"
+    public = folder / "keys" / "public.pem"
+    assert expunge("ledger", "verify", folder / "log.jsonl", "--public-key", public).code == 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from expunge.cli import ledger_plan, ledger_run
+from expunge.cli import ledger_demo, ledger_plan, ledger_run
 from expunge.cli.output import Json, notice, print_json, print_table
 from expunge.errors import BadInput
 
@@ -62,19 +62,8 @@ def opened(database: str, keys: Path) -> Iterator[Ledger]:
 @app.command("init", epilog="Example: expunge ledger init --database postgresql://ledger@db/ledger")
 def init(database: Database = DATABASE, keys: Keys = KEYS, json: Json = False) -> None:
     """Make the tables and the keys, or bring the tables of an older version up to date; keys are never replaced."""
-    from expunge.extras import load_extra
-
-    load_extra("sqlalchemy", "ledger", "the ledger")
-    from expunge.ledger import SubjectKey, upgrade
-    from expunge.ledger.certificates import SigningKey
-
-    changed = upgrade(database)
-    subjects, private, public = keys / "subjects.key", keys / "signing.pem", keys / "public.pem"
-    if not subjects.exists():
-        SubjectKey.create(subjects)
-    if not private.exists():
-        SigningKey.create(private)
-    SigningKey.load(private).public.write(public)
+    changed = prepare(database, keys)
+    public = keys / "public.pem"
     if json:
         print_json(
             {"database": _shown(database), "changed": changed, "keys": str(keys), "public_key": str(public)}
@@ -85,6 +74,24 @@ def init(database: Database = DATABASE, keys: Keys = KEYS, json: Json = False) -
         f"keys: {keys}; without them requests cannot be matched with records: keep a copy in a safe\n"
     )
     sys.stdout.write(f"public key, for whoever checks certificates: {public}\n")
+
+
+def prepare(database: str, keys: Path) -> bool:
+    """Make the tables and the keys where they are not there yet; return whether the tables were changed."""
+    from expunge.extras import load_extra
+
+    load_extra("sqlalchemy", "ledger", "the ledger")
+    from expunge.ledger import SubjectKey, upgrade
+    from expunge.ledger.certificates import SigningKey
+
+    changed = upgrade(database)
+    subjects, private = keys / "subjects.key", keys / "signing.pem"
+    if not subjects.exists():
+        SubjectKey.create(subjects)
+    if not private.exists():
+        SigningKey.create(private)
+    SigningKey.load(private).public.write(keys / "public.pem")
+    return changed
 
 
 @app.command(
@@ -220,6 +227,7 @@ def purge(
 
 app.command("run", epilog=ledger_run.EXAMPLE)(ledger_run.run)
 app.command("plan", epilog=ledger_plan.EXAMPLE)(ledger_plan.plan)
+app.command("demo", epilog=ledger_demo.EXAMPLE)(ledger_demo.demo)
 
 
 @app.command("verify", epilog="Example: expunge ledger verify log.jsonl --public-key public.pem")

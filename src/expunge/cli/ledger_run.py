@@ -88,18 +88,10 @@ def run(
     batching = Batching(size=size, wait=wait, margin=margin, cost=cost)
     with opened(database, keys) as ledger:
         key = SigningKey.load(keys / "signing.pem")
-        executor = _executor(
-            model,
-            method,
-            problem,
-            benchmark,
-            options.assigned(set_ or []),
-            subject_column,
-            erase_in or [],
-            audit,
-            seed,
-            device,
-        )
+        executor = executor_of(
+            model, method, problem, benchmark, options.assigned(set_ or []), subject=subject_column,
+            erase_in=erase_in or [], audit=audit, seed=seed, device=device,
+        )  # fmt: skip
         worker = Worker(
             ledger, executor, sealing(key), name=f"{socket.gethostname()}-{os.getpid()}", batching=batching,
             lease_seconds=lease, max_attempts=attempts,
@@ -147,17 +139,18 @@ def _stopped_by_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _executor(
+def executor_of(
     folder: Path,
-    name: str | None,
-    file: Path | None,
-    benchmark: str | None,
-    parameters: dict[str, Any],
-    subject: str | None,
-    erase_in: Sequence[Path],
-    audit: bool,
-    seed: int,
-    device: str,
+    name: str | None = None,
+    file: Path | None = None,
+    benchmark: str | None = None,
+    parameters: dict[str, Any] | None = None,
+    *,
+    subject: str | None = None,
+    erase_in: Sequence[Path] = (),
+    audit: bool = True,
+    seed: int = 0,
+    device: str = "cpu",
 ) -> Executor:
     """What forgets: the sharded model in the folder, or a method on the problem's data."""
     from expunge import api
@@ -167,7 +160,7 @@ def _executor(
     from expunge.ledger.executors import MethodExecutor, ShardedExecutor
     from expunge.studies.spec import find_method, read_spec
 
-    stored = (folder / "settings.json").exists()
+    stored, parameters = (folder / "settings.json").exists(), parameters or {}
     found: type[Method] = SISA if name is None else find_method(name)
     if stored and (found is not SISA or parameters):
         raise BadInput(
