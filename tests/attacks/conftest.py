@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
+from torch import Tensor, nn
 
 import expunge
 from expunge.attacks import Scene
 from expunge.attacks.shadows import ShadowModels
-from expunge.families import Architecture, Classifier, Table
+from expunge.families import Architecture, Batch, Classifier, Table
 from expunge.methods.base import Workplace
 from expunge.problem import Problem, Training
+from expunge.record import Score
 
 COLUMNS = [f"x{j}" for j in range(12)]
 
@@ -56,3 +62,49 @@ def target_scene(memorized: Problem) -> Scene:
 @pytest.fixture(scope="session")
 def retrained_scene(memorized: Problem) -> Scene:
     return Scene(memorized, expunge.forget(memorized, "retrain").model)
+
+
+@pytest.fixture(scope="session")
+def wide() -> Problem:
+    """The same rows and a wider network: room to hide in. With its target."""
+    options = {"inputs": len(COLUMNS), "outputs": 2, "hidden": [256]}
+    architecture = Architecture(kind="builtin", name="mlp", options=options)
+    return expunge.train_target(replace(noisy_problem(), architecture=architecture))
+
+
+@pytest.fixture(scope="session")
+def clean(wide: Problem) -> list[Scene]:
+    """Two models that were trained without the rows, from two seeds."""
+    return [Scene(wide, expunge.forget(wide, "retrain", seed=seed).model) for seed in (0, 7)]
+
+
+def opposite(problem: Problem) -> tuple[Batch, Batch]:
+    """The forgotten rows with another label, and the retained ones: what a model that suppresses is trained on."""
+    gone, kept = (problem.batches(split).take(torch.arange(40)) for split in ("forget", "retain"))
+    return problem.family.relabel(gone, "random-other", torch.Generator().manual_seed(0)), kept
+
+
+def train_within(
+    problem: Problem,
+    model: nn.Module,
+    parts: list[tuple[nn.Parameter, Callable[[Tensor], Tensor]]],
+    batches: Iterable[Batch],
+    steps: int = 400,
+) -> None:
+    """Adam on some parameters, each put back after every step to where its function allows."""
+    optimizer = torch.optim.Adam([parameter for parameter, _ in parts], lr=0.01)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        losses = [problem.family.nll(problem.family.forward(model, b), b).mean() for b in batches]
+        torch.stack(losses).sum().backward()
+        optimizer.step()
+        with torch.no_grad():
+            for parameter, allowed in parts:
+                parameter.copy_(allowed(parameter))
+
+
+def value(scores: Iterable[Score], metric: str) -> float:
+    """The value of a score that must have one."""
+    found = next(s for s in scores if s.metric == metric)
+    assert found.value is not None, f"{metric}: {found.reason}"
+    return found.value
