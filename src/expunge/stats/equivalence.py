@@ -107,8 +107,27 @@ def judge(values: ArrayLike, reference_values: ArrayLike, margin: float) -> Outc
         return Outcome("no larger difference", difference, interval, None)
     if interval.low > margin or interval.high < -margin:
         return Outcome("different", difference, interval, None)
-    more = _seeds_to_decide(difference, var_ours, var_theirs, len(ours), len(theirs), margin)
+    more = seeds_to_decide(difference, var_ours, var_theirs, len(ours), len(theirs), margin)
     return Outcome("undecided", difference, interval, more)
+
+
+def equivalence_p(values: ArrayLike, reference_values: ArrayLike, margin: float) -> float | None:
+    """p-value of the equivalence test, for families of them: the larger of the two one-sided Welch tests'.
+
+    At most ALPHA exactly where `judge` finds "no larger difference". 0 or 1 where nothing varies on either side, as the point
+    lies within the margin or not; None for fewer than two values on a side.
+    """
+    from statsmodels.stats.weightstats import (
+        ttost_ind,
+    )  # half a second, which commands that test nothing need not wait
+
+    ours, theirs = np.asarray(values, dtype=np.float64), np.asarray(reference_values, dtype=np.float64)
+    outcome = judge(ours, theirs, margin)
+    if outcome.interval is None or outcome.difference is None:
+        return None
+    if np.ptp(ours) == 0 and np.ptp(theirs) == 0:
+        return float(abs(outcome.difference) > margin)
+    return float(ttost_ind(ours, theirs, -margin, margin, usevar="unequal")[0])
 
 
 def _half_width(
@@ -122,9 +141,10 @@ def _half_width(
     return stats.t.ppf(1 - ALPHA, df) * np.sqrt(part_a + part_b)
 
 
-def _seeds_to_decide(
+def seeds_to_decide(
     difference: float, var_a: float, var_b: float, n_a: int, n_b: int, margin: float
 ) -> int | None:
+    """Smallest k with which n_a + k against n_b + k values would decide with probability 0.8, were these the true ones."""
     more = np.arange(1, MOST_SEEDS + 1)
     error = np.sqrt(var_a / (n_a + more) + var_b / (n_b + more))
     half = _half_width(var_a, var_b, n_a + more, n_b + more)

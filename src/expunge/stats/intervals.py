@@ -27,7 +27,7 @@ def t_interval(values: ArrayLike, level: float = 0.95, over: str = "seeds") -> I
         level: coverage, in (0, 1).
         over: what the values are one of, for the interval's `method`.
     """
-    values = _finite(values)
+    values = finite_values(values)
     if len(values) < 2:
         return None
     half = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * values.std(ddof=1) / math.sqrt(len(values))
@@ -60,7 +60,7 @@ def bca(
     Time and memory grow with n², from the jackknife. None for fewer than two values, or where the statistic
     is the same in every resample.
     """
-    values = _finite(values)
+    values = finite_values(values)
     if len(values) < 2 or np.ptp(values) == 0:
         return None
     # scipy hands a batch of resamples to a statistic that takes `axis`, which numpy's do.
@@ -95,7 +95,7 @@ def clustered_bootstrap(
 
     None for fewer than two clusters.
     """
-    values = _finite(values)
+    values = finite_values(values)
     names, index = np.unique(np.asarray(clusters), return_inverse=True)
     if len(index) != len(values):
         raise BadInput(f"{len(values)} values but {len(index)} cluster ids; there must be one for each value")
@@ -121,7 +121,7 @@ def delong(positives: ArrayLike, negatives: ArrayLike, level: float = 0.95) -> t
         negatives: `[n]` scores of the negatives.
         level: coverage, in (0, 1).
     """
-    positives, negatives = _finite(positives), _finite(negatives)
+    positives, negatives = finite_values(positives), finite_values(negatives)
     m, n = len(positives), len(negatives)
     if m == 0 or n == 0:
         raise BadInput(f"an ROC curve needs scores on both sides, got {m} positives and {n} negatives")
@@ -139,7 +139,8 @@ def delong(positives: ArrayLike, negatives: ArrayLike, level: float = 0.95) -> t
     return area, Interval(low=low, high=high, level=level, method="delong")
 
 
-def _finite(values: ArrayLike) -> np.ndarray:
+def finite_values(values: ArrayLike) -> np.ndarray:
+    """`[n]` float64; BadInput for another shape and for NaN or infinity."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1:
         raise BadInput(f"an interval is over a list of numbers, got an array of shape {array.shape}")
