@@ -59,9 +59,9 @@ def null_curve_band(curves: ArrayLike, level: float = 0.95) -> list[NullBand | N
 def null_distance(distances: ArrayLike, level: float = 0.95) -> Interval | None:
     """The band of a distance between two models, such as a divergence of their outputs: from 0 to the quantile over pairs.
 
-    The smallest distance that at least the share `level` of the n (n - 1) / 2 pairs of retrained models does not exceed (with fewer
-    than 20 pairs at 95 % the largest one). Pairs share models, so the quantile varies more than that many independent distances
-    would. None for fewer than two models.
+    The smallest distance that at least the share `level` of the n (n - 1) / 2 pairs of retrained models does not exceed;
+    with fewer than 20 pairs, at 95 %, the largest one. Pairs share models, so the quantile varies more than that of as
+    many independent distances would. None for fewer than two models.
 
     Args:
         distances: `[n, n]` symmetric, 0 on the diagonal, between retrained models.

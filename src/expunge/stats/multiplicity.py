@@ -10,6 +10,8 @@ import math
 from collections.abc import Hashable, Mapping
 from typing import Literal, TypeVar
 
+import numpy as np
+
 from expunge.errors import BadInput
 
 Name = TypeVar("Name", bound=Hashable)
@@ -55,6 +57,7 @@ def _adjusted(
                 f"the p-value of '{name}' is {p}; it must lie between 0 and 1, or be None where there is none"
             )
     if not given:
-        return {name: None for name in p_values}
-    found = dict(zip(given, multipletests(list(given.values()), method=method)[1].tolist(), strict=True))
+        return dict.fromkeys(p_values)
+    adjusted = np.asarray(multipletests(list(given.values()), method=method)[1], dtype=np.float64)
+    found = dict(zip(given, adjusted.tolist(), strict=True))
     return {name: found.get(name) for name in p_values}
