@@ -121,8 +121,10 @@ class CausalLM(Family):
                 the model would be asked from a sequence of tokens that it never saw.
         """
         encode = self.tokenizer
-        prefix = encode(prompt, add_special_tokens=False)["input_ids"] if prompt else []
-        whole = encode(prompt + completion, add_special_tokens=False)["input_ids"]
+        # Whether the row fits is for `check` to say, which names it.
+        settings: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
+        prefix = encode(prompt, **settings)["input_ids"] if prompt else []
+        whole = encode(prompt + completion, **settings)["input_ids"]
         if whole[: len(prefix)] != prefix:
             raise BadInput(
                 f"the prompt {prompt[-20:]!r} is not a token-prefix of prompt and completion; end the template's prompt "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -119,7 +119,7 @@ def continuations(
     ends = {*ends, *_own_ends(innermost(inner))}
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     made: list[list[int]] = [[]] * len(prompts)
-    for rows in _batches(prompts, limits, batch_size, one_length=not library):
+    for rows in shared_batches(prompts, limits, batch_size, one_length=not library):
         longest, limit = len(prompts[rows[-1]]), limits[rows[0]]
         ids = torch.full((len(rows), longest), pad, dtype=torch.long)
         seen = torch.zeros_like(ids)
@@ -130,14 +130,14 @@ def continuations(
         ids, seen = ids.to(device), seen.to(device)
         count_examples(len(rows))
         said = (
-            _generated(inner, ids, seen, limit, pad, ends) if library else _extended(model, ids, limit, ends)
+            _generated(inner, ids, seen, limit, pad, ends) if library else extended(model, ids, limit, ends)
         )
         for row, tokens in zip(rows, said, strict=True):
             made[row] = tokens
     return made
 
 
-def _batches(
+def shared_batches(
     prompts: Sequence[Sequence[int]], limits: Sequence[int], batch_size: int, one_length: bool
 ) -> Iterator[list[int]]:
     """Row numbers of each batch: of one limit, by length of the prompt, which is the same for all if `one_length`."""
@@ -179,13 +179,22 @@ def _settings(model: Any, settings: Any) -> Iterator[None]:
         model.generation_config = own
 
 
-def _extended(model: nn.Module, ids: Tensor, limit: int, ends: AbstractSet[int]) -> list[list[int]]:
-    """Every step from the whole sequence, of the rows that have not ended; `ids` hold no padding."""
+def extended(
+    model: nn.Module,
+    ids: Tensor,
+    limit: int,
+    ends: AbstractSet[int],
+    choose: Callable[[Tensor], Tensor] = lambda logits: logits.argmax(-1),
+) -> list[list[int]]:
+    """Every step from the whole sequence, of the rows that have not ended; `ids` hold no padding.
+
+    `choose` makes `[B]` next tokens of `[B, V]` logits.
+    """
     said: list[list[int]] = [[] for _ in ids]
     going = list(range(len(said)))
     for _ in range(limit):
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        following = call_language_model(model, inputs, 1)[:, -1].argmax(-1)
+        following = choose(call_language_model(model, inputs, 1)[:, -1])
         kept = [place for place, token in enumerate(following.tolist()) if token not in ends]
         if not kept:
             break
