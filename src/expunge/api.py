@@ -84,6 +84,7 @@ def audit(
     metrics: Sequence[str] | None = None,
     attacks: Literal["standard", "all"] | Sequence[str | Attack] = (),
     methods: Mapping[str, Method] | None = None,
+    bases: Mapping[str, nn.Module] | None = None,
     device: str = "cpu",
     name: str = "audit",
 ) -> ScoreFile:
@@ -97,11 +98,13 @@ def audit(
         attacks: attacks on every model, the target and the retrained ones included: names or objects; 'standard' for all
             that fit and train nothing, 'all' for all that fit.
         methods: by name of a model, the method that made it, where it is known; `u-lira` repeats it on shadow models.
+        bases: by name of a model, the one that it was handed over as adapters on, where it was; for `detach-guard`.
         device: where models run.
         name: name of the record.
     """
     return audit_with_losses(
-        problem, models, retrained=retrained, metrics=metrics, attacks=attacks, methods=methods, device=device, name=name,
+        problem, models, retrained=retrained, metrics=metrics, attacks=attacks, methods=methods, bases=bases, device=device,
+        name=name,
     )[0]  # fmt: skip
 
 
@@ -113,6 +116,7 @@ def audit_with_losses(
     metrics: Sequence[str] | None = None,
     attacks: Literal["standard", "all"] | Sequence[str | Attack] = (),
     methods: Mapping[str, Method] | None = None,
+    bases: Mapping[str, nn.Module] | None = None,
     device: str = "cpu",
     name: str = "audit",
 ) -> tuple[ScoreFile, LossSamples]:
@@ -158,7 +162,9 @@ def audit_with_losses(
             m(split, evidence) for m in chosen for split in m.splits if split in problem.splits
         ]
         made_by = METHODS["retrain"]() if method == "retrain" else (methods or {}).get(label)
-        scores += attackers.scores(model, seed, untouched=method == "target", made_by=made_by)
+        others = [m for kind, _, _, m in rows if kind == "retrain" and m is not model]
+        scene = Scene(problem, model, Workplace(seed, device), (), others, (bases or {}).get(label))
+        scores += attackers.scores(scene, untouched=method == "target", made_by=made_by)
         judged.append(
             Judged(
                 problem=problem.name,
@@ -185,15 +191,15 @@ class _Attackers:
     def __init__(
         self, problem: Problem, attacks: Literal["standard", "all"] | Sequence[str | Attack], device: str
     ) -> None:
-        self.problem, self.device = problem, device
+        self.problem = problem
         self.attacks = (
             fitting_attacks(problem, attacks) if attacks in ("standard", "all")
             else [find_attack(a)() if isinstance(a, str) else a for a in attacks]
         )  # fmt: skip
         self.shadows = ShadowModels(problem, Workplace(device=device))
 
-    def scores(self, model: nn.Module, seed: int, *, untouched: bool, made_by: Method | None) -> list[Score]:
-        """What every attack achieves on `model`; `untouched` says that nothing was unlearned from it."""
+    def scores(self, scene: Scene, *, untouched: bool, made_by: Method | None) -> list[Score]:
+        """What every attack achieves on the scene's model; `untouched` says that nothing was unlearned from it."""
         scores: list[Score] = []
         for attack in self.attacks:
             obstacles = attack.obstacles(self.problem)
@@ -206,7 +212,7 @@ class _Attackers:
             )  # fmt: skip
             if untouched:
                 shadows = [replace(shadow, after=shadow.before) for shadow in shadows]
-            scores += attack.attack(Scene(self.problem, model, Workplace(seed, self.device), shadows))
+            scores += attack.attack(replace(scene, shadows=shadows))
         return scores
 
 

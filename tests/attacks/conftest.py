@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from torch import Tensor, nn
 
 import expunge
@@ -18,6 +18,7 @@ from expunge.families import Architecture, Batch, Classifier, Table
 from expunge.methods.base import Workplace
 from expunge.problem import Problem, Training
 from expunge.record import Score
+from expunge.testing.problems import tiny_problem
 
 COLUMNS = [f"x{j}" for j in range(12)]
 
@@ -108,3 +109,34 @@ def value(scores: Iterable[Score], metric: str) -> float:
     found = next(s for s in scores if s.metric == metric)
     assert found.value is not None, f"{metric}: {found.reason}"
     return found.value
+
+
+def with_place(rows: Dataset) -> Dataset:
+    """The rows with a column `value`: the place, which is the last word of an answer."""
+    return rows.add_column("value", [said.removesuffix(".").split()[-1] for said in rows["answer"][:]])  # pyright: ignore
+
+
+@pytest.fixture(scope="session")
+def fine_tuned() -> Problem:
+    """Facts on which a language model was fine-tuned that knew the retained ones, and others, before.
+
+    What a retrained model and the target have in common is then their start, as where a pretrained model is fine-tuned.
+    """
+    whole = tiny_problem("causal_lm")
+    assert whole.holdout is not None
+    parts = {name: with_place(rows) for name, rows in whole.probes.items()}
+    whole = replace(whole, train=with_place(whole.train), holdout=with_place(whole.holdout), probes=parts)
+    general = concatenate_datasets([whole.retain, whole.probes["test"]])
+    steps = Training(epochs=40, batch_size=16, lr=0.01, optimizer="adamw", weight_decay=0.0)
+    before = replace(
+        whole, train=general, forget_ids=(general["id"][0],), recipe=steps, model=None, probes={}, holdout=None
+    )  # fmt: skip
+    start = expunge.train_target(before).target
+    recipe = steps.replace(epochs=20, lr=0.003)
+    return expunge.train_target(replace(whole, model=None, start=start, recipe=recipe))
+
+
+@pytest.fixture(scope="session")
+def fine_tuned_again(fine_tuned: Problem) -> list[nn.Module]:
+    """Two models fine-tuned from the same start without the forgotten facts."""
+    return [expunge.forget(fine_tuned, "retrain", seed=seed).model for seed in (1, 2)]

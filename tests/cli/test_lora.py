@@ -100,13 +100,16 @@ def test_an_audit_reads_the_adapter_with_its_base(language: Path, expunge: Run) 
     for name, value in from_adapter.model.state_dict().items():
         torch.testing.assert_close(value, merged.state_dict()[name], rtol=1e-6, atol=1e-6)
     assert all(p.requires_grad for p in from_adapter.model.parameters())
-    data = [*ASK[2:], "--metrics", "mean-loss", "--json"]
-    scores = {}
+    data = [*ASK[2:], "--metrics", "mean-loss", "--attacks", "detach-guard", "--json"]
+    scores, parts = {}, {}
     for model in ("out", "out/adapter"):
         done = expunge("audit", "--model", model, "--target", "base", *data)
         assert done.code == 0, done.err
         judged = next(m for m in ScoreFile(**done.json).judged if m.method == "audited")
-        scores[model] = [s.value for s in judged.scores]
+        scores[model] = [s.value for s in judged.scores if not s.attack]
+        parts[model] = next(s.value for s in judged.scores if s.metric == "detach-guard-parts")
+    # Handed over as adapters, the base can be had without them.
+    assert parts == {"out": 0, "out/adapter": 1}
     assert scores["out"] == pytest.approx(scores["out/adapter"], abs=1e-5)
 
 

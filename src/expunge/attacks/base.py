@@ -79,12 +79,16 @@ class Scene:
         model: the attacked model, in eval mode.
         workplace: seed, device, checkpoint folder, progress.
         shadows: as many as the attack asks for; empty for most.
+        retrained: models trained without the forget set, the attacked one not among them; for attacks that `compare`.
+        underneath: the model that the attacked one was handed over as adapters on, where it was.
     """
 
     problem: Problem
     model: nn.Module
     workplace: Workplace = field(default_factory=Workplace)
     shadows: Sequence[Shadow] = ()
+    retrained: Sequence[nn.Module] = ()
+    underneath: nn.Module | None = None
     transcripts: list[dict[str, Any]] = field(default_factory=list)
     """What was asked and answered, as `keep` was told; it holds contents, so no record takes it in."""
     _seen: dict[str, Evidence] = field(default_factory=dict, repr=False)
@@ -131,6 +135,8 @@ class Attack(Parameters):
     """Families it fits; None means every one."""
     trains: ClassVar[bool] = False
     """Whether it trains models, its own or the attacked one; such attacks are run when asked for, not by default."""
+    compares: ClassVar[bool] = False
+    """Whether it reads retrained models of the scene; most are compared with what they find in those by the report."""
     unlearns_shadows: ClassVar[bool] = False
     """Whether shadow models must be unlearned with the method that made the attacked model."""
 

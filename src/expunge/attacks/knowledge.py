@@ -6,8 +6,8 @@ import numpy as np
 from torch import nn
 
 from expunge.errors import BadInput
-from expunge.evidence import Evidence, collect
-from expunge.families import Batches, Family
+from expunge.evidence import Evidence, collect, observed
+from expunge.families import Batch, Batches, Family, Outputs
 from expunge.families.regressor import Regressor
 from expunge.metrics.memorization import answer_tokens, exact_memorization
 from expunge.problem import Problem
@@ -37,6 +37,11 @@ def knowledge(problem: Problem, model: nn.Module, rows: Batches | str, device: s
     batches = problem.batches(rows, device) if isinstance(rows, str) else rows
     evidence = collect(family, model, batches.dataset, sorted(reads(family)), device=device, batches=batches)
     return knowledge_of(family, evidence)
+
+
+def knowledge_in(family: Family, outputs: Outputs, batch: Batch) -> np.ndarray:
+    """`[B]` the same of one batch, from outputs that exist already, as of a model whose activations were altered."""
+    return knowledge_of(family, observed(family, outputs, batch, sorted(reads(family))))
 
 
 def reads(family: Family) -> set[str]:

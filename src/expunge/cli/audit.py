@@ -86,11 +86,14 @@ def audit(
     built = spec.build(Path.cwd(), notice=notice)
     loaded = {n: _load(m, built, allow_pickle, base) for n, m in zip(names, model, strict=True)}
     references = [_load(r, built, allow_pickle, base) for r in reference or []]
+    beneath = (
+        {n: _beneath(m, allow_pickle, base) for n, m in zip(names, model, strict=True)} if attacks else {}
+    )
     before = _load(target, built, allow_pickle) if target else None
     scores, losses = api.audit_with_losses(
         replace(built, model=before), loaded, retrained=references, metrics=options.columns(metrics),
         attacks=_attacks(attacks, set_ or []), methods=_methods(dict(zip(names, model, strict=True))) if attacks else None,
-        device=device, name=out.name if out else "audit",
+        bases={n: m for n, m in beneath.items() if m is not None}, device=device, name=out.name if out else "audit",
     )  # fmt: skip
     tasks = options.columns(lm_eval)
     if tasks:
@@ -113,6 +116,13 @@ def audit(
         sys.stdout.write("no retrained reference was given: scores that compare with one are undefined\n")
     if out is not None:
         sys.stdout.write(f"report: {out / 'report.html'}\n")
+
+
+def _beneath(reference: str, allow_pickle: bool, base: str | None) -> nn.Module | None:
+    """What adapters were put on, where the model is handed over as adapters."""
+    from expunge.data.checkpoints import beneath_adapters
+
+    return beneath_adapters(reference, Path.cwd(), allow_pickle=allow_pickle, under=base)
 
 
 def _attacks(given: str | None, assignments: list[str]) -> Literal["standard", "all"] | list[Attack]:

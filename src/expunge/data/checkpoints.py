@@ -88,11 +88,7 @@ def load_checkpoint(
         return Checkpoint(architecture, model.eval())
     folder = base / Path(reference).expanduser()
     if (folder / "adapter_config.json").is_file():
-        named = under or read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-        if not named:
-            raise BadInput(
-                f"the adapter '{folder}' does not say which model it belongs to; name it with --base"
-            )
+        named = _beneath(folder, under)
         below = load_checkpoint(named, base, allow_pickle=allow_pickle, notice=notice)
         return replace(below, model=_adapted(below.model, named, folder, allow_pickle))
     if (folder / "expunge.json").is_file():
@@ -108,6 +104,23 @@ def load_checkpoint(
     if folder.exists() or reference.startswith((".", "/", "~")) or reference.count("/") > 1:
         raise BadInput(f"'{folder}' is no folder with a model; give a model's folder or a hub id")
     return _transformers(reference, allow_pickle)
+
+
+def beneath_adapters(
+    reference: str, base: Path, *, allow_pickle: bool = False, under: str | None = None
+) -> nn.Module | None:
+    """The model that the low-rank adapters in the folder `reference` belong to, as it is without them; None where it has none."""
+    folder = base / Path(reference).expanduser()
+    if not (folder / "adapter_config.json").is_file():
+        return None
+    return load_checkpoint(_beneath(folder, under), base, allow_pickle=allow_pickle).model
+
+
+def _beneath(folder: Path, under: str | None) -> str:
+    named = under or read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    if not named:
+        raise BadInput(f"the adapter '{folder}' does not say which model it belongs to; name it with --base")
+    return named
 
 
 def _adapted(model: nn.Module | None, named: str, folder: Path, allow_pickle: bool) -> nn.Module:

@@ -1,5 +1,5 @@
 """Evidence: what was measured of one model on one data set, a row per example."""
 
-from expunge.evidence.collect import Evidence, collect
+from expunge.evidence.collect import Evidence, collect, observed
 
-__all__ = ["Evidence", "collect"]
+__all__ = ["Evidence", "collect", "observed"]

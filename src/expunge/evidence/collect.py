@@ -15,7 +15,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from expunge.errors import BadInput, did_you_mean
-from expunge.families import Batches, Family
+from expunge.families import Batch, Batches, Family, Outputs
 from expunge.files import write_atomic
 
 
@@ -126,6 +126,18 @@ def collect(
         columns[name] = _ragged(ragged)
     for name, lines in said.items():
         columns[name] = pa.array(lines, pa.string())
+    return Evidence(pa.table(columns))
+
+
+def observed(family: Family, outputs: Outputs, batch: Batch, quantities: Sequence[str]) -> Evidence:
+    """Evidence of one batch from outputs that exist already, as of a model whose activations were altered."""
+    columns: dict[str, pa.Array] = {"id": pa.array(batch.ids)}
+    for name, value in family.observe(outputs.detach(), batch, quantities).items():
+        if name.startswith("token_"):
+            pairs = zip(value.cpu().numpy(), batch.mask.cpu().numpy(), strict=True)
+            columns[name] = _ragged([row[mask] for row, mask in pairs])
+        else:
+            columns[name] = _arrow(value.cpu().numpy())
     return Evidence(pa.table(columns))
 
 

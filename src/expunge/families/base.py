@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
@@ -254,20 +254,46 @@ def block_names(model: nn.Module) -> list[str]:
 @contextlib.contextmanager
 def captured(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Catch the outputs of the named modules, of a composed model those of its base, as `[B, positions, d]`."""
-    modules = dict(innermost(model).named_modules())
     caught: dict[str, Tensor] = {}
+
+    def catch(layer: str) -> Callable[[Tensor], None]:
+        return lambda activation: caught.update({layer: activation})
+
+    with _watched(model, {layer: catch(layer) for layer in layers}):
+        yield caught
+
+
+Change = Callable[[Tensor], Tensor]
+"""What is made of a layer's activations, `[B, positions, d]` both."""
+
+
+@contextlib.contextmanager
+def altered(model: nn.Module, changes: Mapping[str, Change]) -> Iterator[None]:
+    """Inside the block the named modules, of a composed model those of its base, give what `changes` make of their output."""
+    with _watched(model, changes):
+        yield
+
+
+@contextlib.contextmanager
+def _watched(model: nn.Module, seen: Mapping[str, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+    """Show the named modules' outputs, as `[B, positions, d]`, to functions that may answer with other ones."""
+    modules = dict(innermost(model).named_modules())
     handles = []
     try:
-        for layer in layers:
+        for layer, see in seen.items():
             if layer not in modules:
                 raise BadInput(f"the model has no layer '{layer}'{did_you_mean(layer, block_names(model))}")
 
-            def hook(_module: nn.Module, _inputs: object, output: Any, layer: str = layer) -> None:
+            def hook(_module: nn.Module, _inputs: object, output: Any, see: Any = see) -> Any:
                 tensor = output if isinstance(output, Tensor) else output[0]
-                caught[layer] = as_positions(tensor)
+                other = see(as_positions(tensor))
+                if other is None:
+                    return None
+                other = _shaped_as(tensor, other)
+                return other if isinstance(output, Tensor) else (other, *output[1:])
 
             handles.append(modules[layer].register_forward_hook(hook))
-        yield caught
+        yield
     finally:
         for handle in handles:
             handle.remove()
@@ -280,6 +306,13 @@ def as_positions(activation: Tensor) -> Tensor:
     if activation.dim() == 4:
         return activation.flatten(2).transpose(1, 2)
     return activation
+
+
+def _shaped_as(activation: Tensor, positions: Tensor) -> Tensor:
+    """The inverse of `as_positions`, to the shape of `activation`."""
+    if activation.dim() == 4:
+        positions = positions.transpose(1, 2)
+    return positions.reshape(activation.shape)
 
 
 def wide(tensor: Tensor) -> Tensor:

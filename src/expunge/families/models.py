@@ -207,7 +207,7 @@ def architecture_of(model: nn.Module, known: Architecture | None) -> Architectur
     """What builds `model` afresh: read off the model where it says so, else `known`."""
     if isinstance(model, Composed):
         return model.architecture(known)
-    if _is_pretrained(type(model)):
+    if is_pretrained(type(model)):
         # A part may have fewer layers than the target has.
         task = known.name if known is not None and known.kind == "transformers" else "causal-lm"
         return Architecture.of_transformers(model, task)
@@ -236,11 +236,12 @@ def _skips_logits(kind: type[nn.Module]) -> bool:
 
 
 def _by_keyword(kind: type[nn.Module]) -> bool:
-    return issubclass(kind, Composed) or _is_pretrained(kind)
+    return issubclass(kind, Composed) or is_pretrained(kind)
 
 
 @cache  # called in every step, and finding the class takes longer than a small layer
-def _is_pretrained(kind: type[nn.Module]) -> bool:
+def is_pretrained(kind: type[nn.Module]) -> bool:
+    """Whether a class is a model of `transformers`."""
     # By name, because importing the class takes seconds, which models of other kinds need not spend.
     return any(
         c.__name__ == "PreTrainedModel" and c.__module__.startswith("transformers.") for c in kind.__mro__

@@ -279,10 +279,13 @@ class _ProblemJobs:
             ],
         }  # fmt: skip
         target = self.targets[row.seed]
+        models = {r.model for r in self._rows_with_models() if r.method == "retrain"} - {row.model, None}
+        retrained = sorted(m for m in models if m is not None) if attack.compares else []
         return self.add(
             "attack", f"attack {row.label}, seed {row.seed}, with {attack.name}",
-            sorted({row.model, target, *looks}), {**identity, "model": row.model, "target": target},
+            sorted({row.model, target, *looks, *retrained}), {**identity, "model": row.model, "target": target},
             attack=attack_spec.model_dump(mode="json"), seed=row.seed, model=row.model, target=target, shadows=shadows,
+            retrained=retrained,
         )  # fmt: skip
 
     def _shadow(self, index: int, attack: Attack, row: Row) -> tuple[str, str | None]:

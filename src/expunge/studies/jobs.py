@@ -173,7 +173,8 @@ def _attack(key: str, payload: dict[str, Any], store: Store, folder: Path, on_st
     ]
     workplace = Workplace(payload["seed"], payload["device"], store.scratch(key), on_step=on_step)
     attack = AttackSpec(**payload["attack"]).resolve()
-    scene = Scene(problem, model, workplace, shadows)
+    retrained = [_load_model(problem, store.folder(job)) for job in payload["retrained"]]
+    scene = Scene(problem, model, workplace, shadows, retrained)
     scores = attack.attack(scene)
     (folder / "scores.json").write_text(canonical_json([s.model_dump(mode="json") for s in scores]))
     if scene.transcripts:
