@@ -146,7 +146,7 @@ class ActivationPatching(Attack):
             unlearning_depth(self.patched(scene, target, retrained, names, "forget")[1], lost, self.tau)
             for retrained in fluent
         ]
-        rows = np.any([depth.rows for depth in found], 0)
+        rows = np.stack([depth.rows for depth in found]).any(0)
         if not rows.any():
             return undefined(
                 f"no block encodes an answer: retrained states cost the target at most {self.tau} nats"

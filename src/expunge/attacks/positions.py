@@ -27,8 +27,8 @@ def evenly(names: Sequence[str], n: int) -> list[str]:
     """At most `n` of `names`, evenly spaced, first and last among them where n > 1."""
     if len(names) <= n:
         return list(names)
-    places = torch.linspace(0, len(names) - 1, n).round().long().tolist()
-    return [names[place] for place in places]
+    places = torch.linspace(0, len(names) - 1, n).round().long()
+    return [names[int(place)] for place in places]
 
 
 def predicting(family: Family, batch: Batch, positions: int) -> Tensor:
