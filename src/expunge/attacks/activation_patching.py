@@ -155,8 +155,7 @@ class ActivationPatching(Attack):
             np.nanmean([getattr(depth, part)[rows] for depth in found], 0) for part in ("clipped", "raw")
         )
         curves = np.asarray([depth.by_block for depth in found])
-        known = np.isfinite(curves).any(0)
-        values = [float(np.nanmean(curves[:, b])) if known[b] else None for b in range(len(names))]
+        values = [float(np.nanmean(one)) if np.isfinite(one).any() else None for one in curves.T]
         return [
             self.score(
                 "activation-patching-uds", _estimate(clipped), Curve(over="block", at=at, values=values)
