@@ -13,7 +13,7 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable '.[text,ledger]'
+	$(BIN)/python -m pip install --quiet --editable '.[text,ledger,app]'
 	touch $@
 
 $(VENV)/.test-installed: $(VENV)/.installed
@@ -35,10 +35,11 @@ demo: $(VENV)/.installed ## forget from classifiers, a regressor and a small lan
 	$(BIN)/expunge demo
 	$(BIN)/expunge run demo-text
 	$(BIN)/expunge ledger demo
+	@echo 'to see, compare and attack these models in the browser: $(BIN)/expunge app'
 
 test: $(VENV)/.test-installed chromium ## lint, types and the tests that CI runs
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check src tests benchmarks examples docs
+	$(BIN)/ruff format --check src tests benchmarks examples docs app
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -n 2 $(TESTS)
 
@@ -52,5 +53,9 @@ docs: $(VENV)/.docs-installed ## the guide and the generated reference
 	$(BIN)/python docs/generate.py
 	$(BIN)/python -m sphinx -q -W -b html docs docs/_build/html
 
+.PHONY: app
+app: $(VENV)/.test-installed ## the pages of the web app, from app/ into the package (needs Node 20 or newer)
+	$(BIN)/python app/build.py
+
 clean:
-	rm -rf $(VENV) runs docs/_build docs/reference
+	rm -rf $(VENV) runs docs/_build docs/reference app/node_modules

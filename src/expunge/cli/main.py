@@ -9,6 +9,7 @@ import warnings
 
 import typer
 
+from expunge.cli import app as web
 from expunge.cli import audit, compare, find, forget, inspect, ledger, plan, report, run
 from expunge.errors import ExpungeError
 
@@ -33,6 +34,7 @@ app.add_typer(ledger.app, name="ledger", epilog=ledger.EXAMPLE)
 app.command("run", epilog="Example: expunge run study.yaml --set seeds=0-4")(run.run)
 app.command("compare", epilog="Example: expunge compare runs/demo runs/mine")(compare.compare)
 app.command("report", epilog="Example: expunge report runs/demo")(report.report)
+app.command("app", epilog="Example: expunge app runs")(web.app)
 app.command("list", epilog="Example: expunge list methods")(inspect.list_)
 app.command("show", epilog="Example: expunge show npo")(inspect.show)
 app.command("validate", epilog="Example: expunge validate study.yaml")(plan.validate)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -17,7 +16,9 @@ Study = Annotated[str, typer.Argument(help="YAML, TOML or JSON file, or the name
 
 def validate(study: Study, set_: Set = None, json: Json = False) -> None:
     """Check a study and list every problem in it at once. Exit code 2 if there is one."""
-    faults, skipped = faults_of(study, set_ or [])
+    from expunge.studies.plan import faults_of
+
+    faults, skipped = faults_of(study, set_ or [], notice)
     if json:
         print_json({"valid": not faults, "faults": faults, "skipped": skipped})
     else:
@@ -30,50 +31,6 @@ def validate(study: Study, set_: Set = None, json: Json = False) -> None:
         raise typer.Exit(2)
 
 
-def faults_of(study: str, assignments: list[str]) -> tuple[list[str], list[str]]:
-    """Every fault of a study, and the pairs of method and problem that it would skip with the reason."""
-    from expunge.errors import ExpungeError
-    from expunge.studies.study import load_study
-
-    try:
-        spec, _, base = load_study(study, assignments)
-    except ExpungeError as error:
-        return str(error).split("; '"), []
-    faults: list[str] = []
-    methods, problems = [], []
-    for method in spec.methods:
-        try:
-            methods.append((method.shown(), method.resolve()))
-        except ExpungeError as error:
-            faults.append(str(error))
-    for problem in spec.problems:
-        try:
-            problems.append(problem.build(base, notice=notice))
-        except ExpungeError as error:
-            faults.append(str(error))
-    if spec.metrics != "standard":
-        from expunge.metrics.base import METRICS
-
-        for name in spec.metrics:
-            try:
-                METRICS[name]
-            except ExpungeError as error:
-                faults.append(str(error))
-    names = Counter(p.name for p in problems)
-    faults += [
-        f"two problems are called '{n}'; give one of them another 'name'"
-        for n, count in names.items()
-        if count > 1
-    ]
-    skipped = [
-        f"{label} on {p.name}: {'; '.join(o)}"
-        for label, m in methods
-        for p in problems
-        if (o := m.obstacles(p))
-    ]
-    return faults, skipped
-
-
 def plan(
     study: Study,
     runs: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
@@ -82,21 +39,12 @@ def plan(
 ) -> None:
     """Show the job graph of a study: what is done already and what would be computed."""
     from expunge.methods.footprint import shown
-    from expunge.studies.graph import build_graph
-    from expunge.studies.jobs import Store
-    from expunge.studies.study import load_study
+    from expunge.studies.plan import planned
 
-    spec, _, base = load_study(study, set_ or [])
-    graph = build_graph(spec, base, notice)
-    store = Store(runs / "store")
-    jobs = [
-        {"key": j.key, "kind": j.kind, "title": j.title, "needs": list(j.needs), "done": store.has(j.key)}
-        for j in graph.jobs.values()
-    ]
-    sizes: list[dict[str, Any]] = [_size(p) for p in graph.problems.values()]
-    memory = _memory(spec.methods, list(graph.problems.values()))
+    found = planned(study, runs, set_ or [], notice)
+    jobs, sizes, memory = found["jobs"], found["problems"], found["memory"]
     if json:
-        print_json({"jobs": jobs, "problems": sizes, "memory": memory})
+        print_json(found)
         return
     print_table(
         ["problem", "parameters", "weights", "training memory", "training rows", "to forget"],
@@ -124,34 +72,7 @@ def plan(
         ["job", "in all", "done", "to do"],
         [[k, str(n), str(done[k]), str(n - done[k])] for k, n in kinds.items()],
     )
-
-
-def _memory(methods: Sequence[Any], problems: Sequence[Any]) -> list[dict[str, Any]]:
-    """What a step of each method would take on each language model."""
-    from expunge.methods.footprint import footprint
-
-    rows = []
-    for problem in problems:
-        for spec in methods:
-            method = spec.resolve()
-            estimate = None if method.obstacles(problem) else footprint(problem, method)
-            if estimate is not None:
-                rows.append({"problem": problem.name, "method": spec.shown(), **estimate.facts()})
-    return rows
-
-
-def _size(problem: Any) -> dict[str, Any]:
-    """Size of a problem; training memory is weights, gradients and momentum, activations not counted."""
-    from expunge.methods.footprint import skeleton
-
-    model = skeleton(problem)
-    parameters = sum(p.numel() for p in model.parameters())
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    counts = {"train": len(problem.train), "forget": len(problem.forget_rows)}
-    return {
-        "name": problem.name,
-        "parameters": parameters,
-        "weight_bytes": weights,
-        "training_bytes": 3 * weights,
-        **counts,
-    }
+    if found["seconds"] is not None:
+        sys.stdout.write(
+            f"\nabout {found['seconds']:.0f} s of work, as such jobs took in earlier runs here\n"
+        )

@@ -377,7 +377,7 @@ class Loop:
         }
         self.workplace.log.append({**entry, **terms})
         if self.workplace.on_step is not None:
-            self.workplace.on_step(entry)
+            self.workplace.on_step({**entry, **terms})  # tensors: only who shows them waits for the device
 
     def _flush_log(self) -> None:
         # Tensors become numbers once, at the end: a read in every step would wait for the device.

@@ -74,7 +74,7 @@ def render(report: Report, losses: Mapping[str, Losses] | None = None) -> str:
     specs: dict[str, Spec] = {}
     for number, section in enumerate(report.problems):
         found: dict[str, Figure] = {}
-        for kind, spec in _specs(section, (losses or {}).get(section.name, {})).items():
+        for kind, spec in chart_specs(section, (losses or {}).get(section.name, {})).items():
             figure = Figure(f"chart-{number}-{kind}", spec["description"], CAPTIONS[kind])
             specs[figure.id] = spec
             found[kind] = figure
@@ -92,7 +92,8 @@ def render(report: Report, losses: Mapping[str, Losses] | None = None) -> str:
     )
 
 
-def _specs(section: ProblemSection, losses: Losses) -> dict[str, Spec]:
+def chart_specs(section: ProblemSection, losses: Losses) -> dict[str, Spec]:
+    """The charts that a problem has data for, by kind, in the order of the page."""
     in_order = {label: losses[label] for label, _ in section.labels if label in losses}
     drawn = {
         "utility": charts.forgetting_against_utility(section),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -13,8 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from expunge.files import canonical_json
+from expunge.files import canonical_json, finite
 from expunge.studies.graph import Job
+
+STEP_SECONDS = 1.0
+"""Training steps of a job are written to the log this far apart at least."""
+_NOT_TERMS = ("step", "of", "epoch", "phase", "lr")
 
 Display = Literal["auto", "full", "plain", "none"]
 
@@ -31,6 +36,7 @@ class RunProgress:
         self._total, self._done, self._failed = total, 0, 0
         self._running: dict[str, tuple[Job, float, str]] = {}
         self._log = log
+        self._logged: dict[str, float] = {}
         self._last_line = time.monotonic()
         self._bar = Bar(
             TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
@@ -40,6 +46,7 @@ class RunProgress:
         self._live: Live | None = None
 
     def __enter__(self) -> RunProgress:
+        self._event(event="begin", jobs=self._total)
         if self._live_wanted:
             self._live = Live(self._panel(), console=self._console, refresh_per_second=5, transient=True)
             self._live.__enter__()
@@ -48,6 +55,8 @@ class RunProgress:
     def __exit__(self, *exc: object) -> None:
         if self._live is not None:
             self._live.__exit__(None, None, None)
+        if exc[0] is None:
+            self._event(event="finish", failed=self._failed)
 
     def _panel(self) -> Group:
         now = time.monotonic()
@@ -73,10 +82,14 @@ class RunProgress:
         self._event(event="start", job=job.key, kind=job.kind, title=job.title)
         self._refresh()
 
-    def stepped(self, job: Job, step: int, of: int) -> None:
-        """A job has made a training step."""
+    def stepped(self, job: Job, step: int, of: int, terms: Mapping[str, Any] | None = None) -> None:
+        """A job has made a training step, with these terms of its loss."""
         if job.key in self._running:
             self._running[job.key] = (*self._running[job.key][:2], f"step {step}/{of}")
+            now = time.monotonic()
+            if now - self._logged.get(job.key, 0.0) >= STEP_SECONDS:
+                self._logged[job.key] = now
+                self._event(event="step", job=job.key, step=step, of=of, losses=loss_terms(terms or {}))
             self._refresh()
 
     def ended(self, job: Job, seconds: float, error: str | None) -> None:
@@ -99,3 +112,8 @@ class RunProgress:
                 markup=False,
             )
         self._refresh()
+
+
+def loss_terms(entry: Mapping[str, Any]) -> dict[str, float | None]:
+    """The terms of the loss in what a training step reports, as numbers; None where one is not finite."""
+    return {k: finite(float(v)) for k, v in entry.items() if k not in _NOT_TERMS}

@@ -28,8 +28,8 @@ class Progress(Protocol):
     def started(self, job: Job) -> None:
         """A job has begun."""
 
-    def stepped(self, job: Job, step: int, of: int) -> None:
-        """A job has made a training step."""
+    def stepped(self, job: Job, step: int, of: int, terms: Mapping[str, Any] | None = None) -> None:
+        """A job has made a training step, with these terms of its loss."""
 
     def ended(self, job: Job, seconds: float, error: str | None) -> None:
         """A job has ended, well or not."""
@@ -172,7 +172,7 @@ def steps_to(progress: Progress, job: Job) -> OnStep:
     """What a job calls after a training step, passed on to `progress`."""
 
     def on_step(entry: Mapping[str, Any]) -> None:
-        progress.stepped(job, entry["step"], entry["of"])
+        progress.stepped(job, entry["step"], entry["of"], entry)
 
     return on_step
 

@@ -14,6 +14,7 @@ from expunge.errors import BadInput, did_you_mean
 from expunge.files import write_atomic
 from expunge.record import ScoreFile
 from expunge.studies.graph import Graph, build_graph
+from expunge.studies.index import RunIndex
 from expunge.studies.jobs import Store
 from expunge.studies.progress import Display, RunProgress
 from expunge.studies.results import score_file
@@ -115,6 +116,7 @@ def run_study(
         if budget is not None:
             tuning = tune(spec, base, budget, store, executor, folder, display=display, notice=say)
             graph = with_found(spec, tuning, base, say)
+        RunIndex.of(graph).write(folder)
         missing = sum(not store.has(key) for key in graph.jobs)
         with RunProgress(missing, folder / "log.jsonl", display) as progress:
             outcome = run_graph(graph, store, executor, progress)

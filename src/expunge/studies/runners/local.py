@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from expunge.studies.graph import Job
 from expunge.studies.jobs import Store
+from expunge.studies.progress import loss_terms
 from expunge.studies.runner import Ended, Progress, attempt, steps_to, warm_up
 
 
@@ -169,7 +170,7 @@ def _throttled(pipe: Connection) -> Callable[[Mapping[str, Any]], None]:
         now = time.monotonic()
         if now - last > 0.2:
             last = now
-            pipe.send(("step", entry["step"], entry["of"]))
+            pipe.send(("step", entry["step"], entry["of"], loss_terms(entry)))
 
     return on_step
 

@@ -1,0 +1,245 @@
+"""What an attacker sees: distributions of a statistic, thresholds, and how far they give forgotten rows away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from pydantic import Field
+
+from expunge.app.compare import judged
+from expunge.app.examples import Chosen
+from expunge.app.examples import Evidence as Scalars
+from expunge.app.runs import Runs
+from expunge.errors import ExpungeError, Missing
+from expunge.evidence import Evidence
+from expunge.metrics.base import Readings, Undefined
+from expunge.metrics.membership import STATISTICS, inquire
+from expunge.record import Record, Score
+from expunge.report.tables import title_of
+from expunge.stats.separation import DELTA, epsilon_bound, privacy_score, worst_cut
+
+MOST_VALUES = 20_000
+"""Values of a sample that travel; of larger ones evenly spaced order statistics do."""
+
+
+class Sample(Record):
+    """Values of the statistic on one side, sorted."""
+
+    name: str
+    role: str = Field(
+        description="forget, retain, holdout: of the model; retrained: of a retrained model on the forget set; "
+        "members, nonmembers: asked about"
+    )
+    values: list[float]
+    n: int
+    left_out: int = Field(description="values that are not finite")
+
+
+class Attacker(Record):
+    """A membership attacker as the metric fitted it."""
+
+    kind: str
+    metric: str
+    threshold: float = Field(description="where the attacker decides, in the statistic's unit")
+    members_below: bool = Field(description="whether values below the threshold are called members")
+    asked: Sample
+    matched: Sample
+    auc: Score | None = Field(description="as recorded in scores.json")
+    efficacy: Score | None = Field(
+        description="as recorded in scores.json: share of forget rows called non-members"
+    )
+
+
+class Comparison(Record):
+    """The model against one retrained model on the forget set: whose values are these?"""
+
+    name: str
+    threshold: float
+    above: bool = Field(description="whether values above the threshold are called the judged model's")
+    fpr: float
+    fnr: float
+    advantage: float
+    epsilon: float = Field(description="95 % lower confidence bound at this threshold, nats")
+    privacy: float = Field(description="privacy score of the Unlearning Comparator; 1 is indistinguishable")
+    null: bool = Field(description="True where both models are retrained ones: what chance gives")
+
+
+class Separation(Record):
+    """One statistic of one model."""
+
+    statistic: str
+    statistics: list[str] = Field(description="those that the evidence has")
+    unit: str
+    delta: float = DELTA
+    samples: list[Sample]
+    attackers: list[Attacker]
+    comparisons: list[Comparison]
+    missing: dict[str, str] = Field(description="by part: why there is none")
+
+
+class WorstCase(Record):
+    """The statistic, retrained model and threshold that give the model away most."""
+
+    statistic: str
+    comparison: Comparison
+
+
+KNOWN = {
+    "loss": "nats", "confidence": "probability of the label", "entropy": "nats", "modified_entropy": "nats",
+    "margin": "log-odds", "absolute_error": "the target's unit", "error": "the target's unit",
+}  # fmt: skip
+
+
+def separation(runs: Runs, run: str, problem: str, model: Chosen, statistic: str) -> Separation:
+    """Distributions of a statistic and the attackers on it."""
+    forget = _read(runs, run, problem, model, "forget")
+    statistics = [s for s in KNOWN if s in forget.quantities]
+    if not statistics:
+        raise Missing("the evidence has no statistic that a threshold can be put on")
+    if statistic not in statistics:
+        statistic = statistics[0]
+    missing: dict[str, str] = {}
+    samples = [_sample("forget set", "forget", forget.table[statistic].to_numpy())]
+    for split, name in (("retain", "retain set"), ("holdout", "holdout")):
+        try:
+            samples.append(_sample(name, split, _read(runs, run, problem, model, split).array(statistic)))
+        except ExpungeError as error:
+            missing[split] = str(error)
+    references = [r for r in runs.retrained(run, problem) if (r.label, r.seed) != (model.label, model.seed)]
+    values: list[tuple[str, np.ndarray]] = []
+    for row in references:
+        found = _read(runs, run, problem, Chosen(row.label, row.seed), "forget")
+        if statistic in found.quantities:
+            values.append((f"{row.label}@{row.seed}", found.table[statistic].to_numpy()))
+            samples.append(_sample(f"{row.label}@{row.seed}, forget set", "retrained", values[-1][1]))
+    if not values:
+        missing["comparisons"] = "there is no retrained model to compare with"
+    attackers: list[Attacker] = []
+    if statistic in STATISTICS:
+        attackers = _attackers(runs, run, problem, model, statistic, missing)
+    else:
+        missing["attackers"] = f"no recorded membership attacker uses the {statistic.replace('_', ' ')}"
+    comparisons = _comparisons(
+        f"{model.label}@{model.seed}", forget.table[statistic].to_numpy(), values, missing
+    )
+    return Separation(
+        statistic=statistic, statistics=statistics, unit=KNOWN[statistic], samples=samples, attackers=attackers,
+        comparisons=comparisons, missing=missing,
+    )  # fmt: skip
+
+
+def worst_case(runs: Runs, run: str, problem: str, model: Chosen) -> WorstCase:
+    """The worst of all statistics and retrained models, by TPR - FPR on the forget set.
+
+    Raises:
+        Missing: nothing can be compared.
+    """
+    found: list[WorstCase] = []
+    first = separation(runs, run, problem, model, "loss")
+    for statistic in first.statistics:
+        one = first if statistic == first.statistic else separation(runs, run, problem, model, statistic)
+        found += [WorstCase(statistic=statistic, comparison=c) for c in one.comparisons if not c.null]
+    if not found:
+        raise Missing(first.missing.get("comparisons", "nothing can be compared"))
+    return max(found, key=lambda w: w.comparison.advantage)
+
+
+def _read(runs: Runs, run: str, problem: str, model: Chosen, split: str) -> Scalars:
+    path = runs.evidence_file(run, problem, model.label, model.seed, split)
+    return runs.kept(path, Scalars, "evidence")
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    values = np.asarray(values, dtype=np.float64)
+    return values[np.isfinite(values)]
+
+
+def _sample(name: str, role: str, values: np.ndarray) -> Sample:
+    kept = np.sort(_finite(values))
+    shown = kept
+    if len(kept) > MOST_VALUES:
+        shown = kept[np.linspace(0, len(kept) - 1, MOST_VALUES).round().astype(int)]
+    return Sample(name=name, role=role, values=shown.tolist(), n=len(kept), left_out=len(values) - len(kept))
+
+
+def _attackers(
+    runs: Runs, run: str, problem: str, model: Chosen, statistic: str, missing: dict[str, str]
+) -> list[Attacker]:
+    """The attackers of the membership metrics, fitted as the metrics fit them, with what scores.json says of them."""
+    try:
+        record = judged(runs.scores(run), problem, model)
+        by_split = {
+            split: Evidence.read(runs.evidence_file(run, problem, model.label, model.seed, split))
+            for split in ("forget", "retain", "holdout")
+        }
+    except ExpungeError as error:
+        missing["attackers"] = str(error)
+        return []
+    readings = Readings("forget", {("model", split): found for split, found in by_split.items()})
+    made = []
+    for kind in ("logistic", "svm"):
+        suffix = f"{statistic.replace('_', '-')}-{kind}"
+        auc, efficacy = (
+            record.score(f"mia-{suffix}", "forget"),
+            record.score(f"mia-efficacy-{suffix}", "forget"),
+        )
+        if auc is None and efficacy is None:
+            continue
+        try:
+            attacker, asked, matched = inquire(readings, kind, statistic)
+        except Undefined as reason:
+            missing["attackers"] = str(reason)
+            continue
+        classifier = attacker.classifier
+        weight, bias = (float(np.ravel(part)[0]) for part in (classifier.coef_, classifier.intercept_))
+        if weight == 0:
+            missing["attackers"] = "the attacker's weight is 0: the statistic tells it nothing"
+            continue
+        threshold = attacker.center - attacker.scale * bias / weight
+        made.append(
+            Attacker(
+                kind=kind,
+                metric=title_of(f"mia-{suffix}"),
+                threshold=threshold,
+                members_below=weight < 0,
+                asked=_sample("forget rows asked about", "members", asked[statistic]),
+                matched=_sample("matched non-members", "nonmembers", matched[statistic]),
+                auc=auc,
+                efficacy=efficacy,
+            )
+        )
+    if not made and "attackers" not in missing:
+        missing["attackers"] = "no membership attacker on this statistic is among the run's metrics"
+    return made
+
+
+def _comparisons(
+    name: str, values: np.ndarray, retrained: Sequence[tuple[str, np.ndarray]], missing: dict[str, str]
+) -> list[Comparison]:
+    pairs = [(name, values, other, theirs, False) for other, theirs in retrained]
+    if len(retrained) > 1:
+        (one, first), (two, second) = retrained[:2]
+        pairs.append((one, first, two, second, True))
+    made = []
+    for left, mine, right, theirs, null in pairs:
+        a, b = _finite(mine), _finite(theirs)
+        if not len(a) or not len(b):
+            missing["comparisons"] = f"{left} or {right} has no finite value on the forget set"
+            continue
+        cut = worst_cut(a, b)
+        wrong = round(cut.fpr * len(b)), round(cut.fnr * len(a))
+        made.append(
+            Comparison(
+                name=f"{left} against {right}",
+                threshold=cut.threshold,
+                above=cut.above,
+                fpr=cut.fpr,
+                fnr=cut.fnr,
+                advantage=cut.advantage,
+                epsilon=epsilon_bound(wrong[0], len(b), wrong[1], len(a)),
+                privacy=privacy_score(a, b),
+                null=null,
+            )
+        )
+    return made

@@ -1,0 +1,206 @@
+"""What the app's addresses answer, as data; `server` puts them on the network, `bundle` into files."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import Field
+
+from expunge.app.processes import State
+from expunge.record import Across, Curve, Direction, Interval, Record, Status, Verdict
+from expunge.report.tables import Role, Spread
+
+
+class Session(Record):
+    """What the page needs to know of the server."""
+
+    version: str
+    folder: str = Field(description="name of the folder of runs")
+    token: str = Field(description="to be sent with every change")
+    bundle: bool = Field(description="True where the pages are files and nothing can be started")
+    umap: bool = Field(description="whether the extra for UMAP is installed")
+    ledger: bool
+
+
+class RunLine(Record):
+    """A run in the list."""
+
+    name: str
+    state: State
+    controlled: bool
+    modified: str
+    seconds_ago: float
+    report: bool
+
+
+class RunList(Record):
+    """Runs, the newest first."""
+
+    runs: list[RunLine]
+
+
+class TableCell(Record):
+    """A method's value in a column."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    interval: str = Field(description="how the interval was computed")
+    gap: float | None
+    distance: float | None = Field(description="size of the gap in 0 to 1 of the largest of the column")
+    n: int | None
+    status: str
+    reason: str
+
+
+class TableColumn(Record):
+    """What a column shows."""
+
+    metric: str
+    split: str
+    title: str
+    unit: str
+    direction: Direction
+    definition: str
+    group: Literal["results", "further", "across", "attacks", "costs"]
+    low: float | None
+    high: float | None
+    retrained: Spread | None
+
+
+class TableRow(Record):
+    """A method with its parameters."""
+
+    label: str
+    role: Role
+    seeds: list[int]
+    method: str
+    parameters: dict[str, Any]
+    paper: str
+    notes: list[str]
+    cells: list[TableCell | None]
+
+
+class CurveScore(Record):
+    """A score that was followed along what was spent."""
+
+    label: str
+    seed: int
+    metric: str
+    title: str
+    split: str
+    unit: str
+    attack: bool
+    value: float | None
+    budget: dict[str, float]
+    curve: Curve
+    controls: list[Curve] = Field(description="the retrained models' curves")
+
+
+class AttackScore(Record):
+    """What an attack achieved on a model."""
+
+    label: str
+    seed: int
+    metric: str
+    title: str
+    split: str
+    unit: str
+    value: float | None
+    status: Status
+    reason: str
+    interval: Interval | None
+    gap: float | None
+    n: int | None
+    budget: dict[str, float]
+
+
+class ClaimLine(Record):
+    """A claim about a method and what supports or breaks it."""
+
+    label: str
+    title: str
+    holds: str
+    sentence: str
+    supports: list[str]
+    breaks: list[str]
+
+
+class ProblemView(Record):
+    """Everything about one problem of a run but its examples."""
+
+    name: str
+    family: str
+    scope: str
+    claim: str
+    counts: dict[str, int]
+    columns: list[TableColumn]
+    rows: list[TableRow]
+    verdicts: list[Verdict]
+    claims: list[ClaimLine]
+    curves: list[CurveScore]
+    attacks: list[AttackScore]
+    threats: dict[str, str] = Field(description="by metric: what the attacker has and knows")
+    across: list[Across]
+    models: list[str] = Field(description="label@seed of every model that was made")
+    transcripts: dict[str, list[str]] = Field(description="by label@seed: attacks that kept transcripts")
+
+
+class RunView(Record):
+    """A run."""
+
+    name: str
+    created: str
+    command: str
+    passed: str
+    effective: str
+    environment: dict[str, Any]
+    problems: list[ProblemView]
+    untested: list[dict[str, Any]]
+    files: list[str] = Field(description="records that can be fetched")
+    evidence: str = Field(description="why there is no evidence per example; empty where there is")
+
+
+class Charts(Record):
+    """The report's charts."""
+
+    problems: dict[str, dict[str, Any]] = Field(description="by problem and kind: a Vega-Lite specification")
+    captions: dict[str, str] = Field(description="by kind: how to read it")
+
+
+class PlanView(Record):
+    """What a study would do."""
+
+    faults: list[str]
+    skipped: list[str]
+    jobs: dict[str, int] = Field(description="by kind: jobs in all")
+    to_do: dict[str, int] = Field(description="by kind: jobs that are not done")
+    problems: list[dict[str, Any]]
+    memory: list[dict[str, Any]]
+    seconds: float | None = Field(description="of the jobs to do, as their kinds took in earlier runs here")
+    unknown: list[str] = Field(description="kinds of job that never ran here")
+
+
+class Start(Record):
+    """A study to start."""
+
+    study: dict[str, Any]
+    workers: int | None = Field(default=None, ge=0, le=256)
+
+
+class StartedRun(Record):
+    """What was started."""
+
+    run: str
+
+
+class ErrorView(Record):
+    """What is wrong, in a sentence."""
+
+    error: str
+
+
+def seconds_ago(at: float) -> float:
+    """Seconds since a time."""
+    return max(0.0, datetime.now(UTC).timestamp() - at)

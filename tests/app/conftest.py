@@ -1,0 +1,70 @@
+"""A real small study, run once, and the app over its records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi")
+from fastapi.testclient import TestClient
+
+from expunge.app import create_app
+from expunge.studies.jobs import Store
+
+TOKEN = "token"
+
+
+def study(name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "problems": [
+            {
+                "name": "digits",
+                "benchmark": "digits",
+                "forget": "fraction=0.1",
+                "recipe": {"epochs": 5, "lr": 0.05},
+            },
+            {
+                "name": "diabetes",
+                "benchmark": "diabetes",
+                "forget": "fraction=0.2",
+                "recipe": {"epochs": 5, "lr": 0.05},
+            },
+        ],
+        "methods": ["retrain", "gradient-ascent", {"name": "npo", "epochs": 2}, "boundary-expand"],
+        "attacks": ["population-mia"],
+        "seeds": [0, 1],
+    }
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from expunge import api
+
+    folder = tmp_path_factory.mktemp("app") / "runs"
+    api.run(study("small"), folder, workers=0, display="none")
+    _keep_transcripts(folder)
+    return folder
+
+
+def _keep_transcripts(folder: Path) -> None:
+    """Transcripts beside an attack, in the form in which attacks write them."""
+    from expunge.studies.jobs import TRANSCRIPTS, write_transcripts
+
+    index = json.loads((folder / "small" / "jobs.json").read_text())
+    row = next(
+        r for r in index["rows"] if (r["problem"], r["label"], r["seed"]) == ("digits", "gradient-ascent", 0)
+    )
+    said = [
+        {"id": f"digit-{i}", "asked": f"secret question {i}", "answered": "secret answer", "score": i / 4}
+        for i in range(4)
+    ]
+    write_transcripts(Store(folder / "store").folder(row["attacks"]["population-mia"]) / TRANSCRIPTS, said)
+
+
+@pytest.fixture(scope="session")
+def client(runs: Path) -> TestClient:
+    return TestClient(create_app(runs, hosts=["testserver"], token=TOKEN))
