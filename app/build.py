@@ -38,6 +38,7 @@ def main() -> None:
     from expunge.app.typescript import types
 
     (HERE / "src" / "api-types.ts").write_text(types())
+    # Not npm ci: it refuses a lock file without the optional packages of other platforms.
     for command in (["npm", "install", "--no-save"], ["npm", "run", "build"]):
         subprocess.run(command, cwd=HERE, check=True)
     STAMP.write_text(fingerprint() + "\n")

@@ -17,7 +17,7 @@ from expunge.studies.plan import durations, planned
 
 SLOW: dict[str, Any] = {
     "name": "slow",
-    "problems": [{"benchmark": "diabetes", "forget": "fraction=0.1", "recipe": {"epochs": 3000, "lr": 0.01}}],
+    "problems": [{"benchmark": "diabetes", "forget": "fraction=0.1", "recipe": {"epochs": 600, "lr": 0.01}}],
     "methods": ["retrain"],
     "metrics": ["mae"],
     "seeds": [0],
@@ -35,6 +35,7 @@ def _log(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow  # two processes that import torch; a browser test does the same by hand
 def test_pause_cancel_and_resume(tmp_path: Path) -> None:
     processes = Processes(Runs(tmp_path))
     try:

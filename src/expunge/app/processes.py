@@ -105,6 +105,8 @@ class Processes:
         """
         spec, passed, base = load_study(study)
         refuse_code(spec)
+        for named in (*spec.methods, *(spec.attacks if isinstance(spec.attacks, list) else ())):
+            named.resolve()  # an unknown name, or a parameter out of range, is told now
         folder = self._folder(spec.name)
         folder.mkdir(parents=True, exist_ok=True)
         # In the form of a run.yaml: relative paths start from where the app runs, not from this file.
