@@ -8,7 +8,7 @@ from typing import Any
 from expunge.record import SCHEMA_VERSION, ScoreFile
 from writers.markdown import code, table
 
-ORDER = ("ScoreFile", "Judged", "Score", "Interval", "Reference", "Verdict")
+ORDER = ("ScoreFile", "Judged", "Score", "Interval", "Reference", "Verdict", "Claim", "ClaimTest")
 
 
 MEANINGS = {
@@ -35,6 +35,11 @@ MEANINGS = {
     "level": "coverage",
     "mean": "mean of `values`",
     "judgement": "see the guide on audits",
+    "standing": "what is left of the claim; see the guide on audits",
+    "original": "the target's value, mean over seeds",
+    "unlearned": "the judged models' value, mean over seeds",
+    "unit": "unit of the numbers",
+    "tests": "one per test that was run, and one per kind that is needed and was not",
 }
 """Meaning of fields whose name says it to a reader of the code."""
 

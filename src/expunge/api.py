@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from expunge.attacks import Attack, Scene, fitting_attacks
-from expunge.attacks.shadows import ShadowModels
+from expunge.attacks import Attack
 from expunge.errors import Missing
-from expunge.evidence import Evidence, collect
+from expunge.evidence import Evidence
 from expunge.families.models import fingerprint
 from expunge.files import canonical_json, write_atomic
-from expunge.methods.base import METHODS, Forgotten, Method, Workplace
+from expunge.methods.base import METHODS, Forgotten, Method, Workplace, keeps_target
 from expunge.methods.loop import fit
-from expunge.metrics.base import METRICS, Role, standard_metrics
+from expunge.metrics.base import METRICS, Metric, Role, standard_metrics
 from expunge.problem import Problem
-from expunge.record import Judged, Score, ScoreFile
+from expunge.record import Claimed, Judged, Score, ScoreFile
 from expunge.report import read_run_folder, write_report
+from expunge.studies.battery import Battery, identity
+from expunge.studies.claims import claimed_of
 from expunge.studies.graph import quantities
 from expunge.studies.progress import Display
 from expunge.studies.results import complete
 from expunge.studies.runners import Runner
-from expunge.studies.spec import StudySpec, find_attack, find_method
+from expunge.studies.spec import StudySpec, find_method
 from expunge.studies.study import Finished, LossSamples, run_study
 from expunge.studies.tuning import Budget
 
@@ -85,8 +86,12 @@ def audit(
     attacks: Literal["standard", "all"] | Sequence[str | Attack] = (),
     methods: Mapping[str, Method] | None = None,
     bases: Mapping[str, nn.Module] | None = None,
+    claim: Claimed | None = None,
+    guarantees: Mapping[str, str] | None = None,
     device: str = "cpu",
     name: str = "audit",
+    folder: Path | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> ScoreFile:
     """Measure models and judge them against retrained references. Nothing is trained, except by attacks that train.
 
@@ -96,15 +101,21 @@ def audit(
         retrained: models trained without the forget set; without them, scores that need one are undefined.
         metrics: names of metrics; default: all that fit the family.
         attacks: attacks on every model, the target and the retrained ones included: names or objects; 'standard' for all
-            that fit and train nothing, 'all' for all that fit.
-        methods: by name of a model, the method that made it, where it is known; `u-lira` repeats it on shadow models.
+            that a claim needs and that take seconds, 'all' for all that fit.
+        methods: by name of a model, the method that made it, where it is known; `u-lira` repeats it on shadow models, and
+            what it means to do (removal, suppression) is the claim that is tested.
         bases: by name of a model, the one that it was handed over as adapters on, where it was; for `detach-guard`.
+        claim: what the makers claim, for all models; default: what `methods` say, else removal.
+        guarantees: by name of a model, the guarantee of the method that a record names which was written with these very
+            weights; only with one can a claim of exactness stand.
         device: where models run.
         name: name of the record.
+        folder: where evidence and the result of each attack are kept; the same call again computes nothing.
+        progress: told a line when an attack is done.
     """
     return audit_with_losses(
-        problem, models, retrained=retrained, metrics=metrics, attacks=attacks, methods=methods, bases=bases, device=device,
-        name=name,
+        problem, models, retrained=retrained, metrics=metrics, attacks=attacks, methods=methods, bases=bases, claim=claim,
+        guarantees=guarantees, device=device, name=name, folder=folder, progress=progress,
     )[0]  # fmt: skip
 
 
@@ -117,11 +128,15 @@ def audit_with_losses(
     attacks: Literal["standard", "all"] | Sequence[str | Attack] = (),
     methods: Mapping[str, Method] | None = None,
     bases: Mapping[str, nn.Module] | None = None,
+    claim: Claimed | None = None,
+    guarantees: Mapping[str, str] | None = None,
     device: str = "cpu",
     name: str = "audit",
+    folder: Path | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> tuple[ScoreFile, LossSamples]:
     """`audit`, and the per-example losses that a report draws."""
-    attackers = _Attackers(problem, attacks, device)
+    battery = Battery(problem, attacks, device, folder, progress)
     chosen = standard_metrics(problem.family) if metrics is None else [METRICS[n] for n in metrics]
     named = {"audited": models} if isinstance(models, nn.Module) else dict(models)
     rows: list[tuple[str, str, int, nn.Module]] = (
@@ -131,40 +146,41 @@ def audit_with_losses(
     rows += [("audited", label, 0, m) for label, m in named.items()]
     roles: tuple[Role, ...] = ("model", "target", "retrained", "fresh")
     wanted = quantities(chosen, problem.with_model(rows[-1][3]), roles)
-
-    def look(model: nn.Module) -> dict[str, Evidence]:
-        return {
-            s: collect(
-                problem.family,
-                model,
-                problem.splits[s],
-                sorted(q),
-                device=device,
-                batches=problem.batches(s, device, sorted(q)),
-            )
-            for s, q in sorted(wanted.items())
-        }
-
-    seen = [look(model) for *_, model in rows]
-    fresh = look(problem.fresh_model(104_729)) if problem.architecture is not None else None
+    ids = [identity(model, problem) for *_, model in rows]
+    scenes = [
+        battery.scene(
+            model, seed, [m for k, (kind, _, _, m) in enumerate(rows) if kind == "retrain" and k != i],
+            (bases or {}).get(label) if method == "audited" else None,
+        )
+        for i, (method, label, seed, model) in enumerate(rows)
+    ]  # fmt: skip
+    seen = [battery.look(scene, wanted, key) for scene, key in zip(scenes, ids, strict=True)]
+    fresh = None
+    if problem.architecture is not None:
+        untrained = problem.fresh_model(104_729)
+        fresh = battery.look(battery.scene(untrained), wanted, identity(untrained, problem))
     judged = []
-    for (method, label, seed, model), own in zip(rows, seen, strict=True):
-        references = [
-            e for row, e in zip(rows, seen, strict=True) if row[0] == "retrain" and row[3] is not model
-        ]
+    for i, (method, label, seed, model) in enumerate(rows):
+        others = [k for k, row in enumerate(rows) if row[0] == "retrain" and k != i]
+        references = [seen[k] for k in others]
         evidence: dict[tuple[Role, str], list[Evidence]] = {}
         for split in wanted:
-            evidence["model", split] = [own[split]]
+            evidence["model", split] = [seen[i][split]]
             evidence["target", split] = [seen[0][split]] if problem.model is not None else []
             evidence["retrained", split] = [r[split] for r in references]
             evidence["fresh", split] = [fresh[split]] if fresh is not None else []
-        scores: list[Score] = [
-            m(split, evidence) for m in chosen for split in m.splits if split in problem.splits
+        read = [
+            ids[i],
+            ids[0] if problem.model is not None else None,
+            [ids[k] for k in others],
+            fresh is not None,
         ]
-        made_by = METHODS["retrain"]() if method == "retrain" else (methods or {}).get(label)
-        others = [m for kind, _, _, m in rows if kind == "retrain" and m is not model]
-        scene = Scene(problem, model, Workplace(seed, device), (), others, (bases or {}).get(label))
-        scores += attackers.scores(scene, untouched=method == "target", made_by=made_by)
+        scores = battery.scores(chosen, read, partial(_measured, problem, chosen, evidence))
+        known = (methods or {}).get(label) if method == "audited" else None
+        scores += battery.attack(
+            scenes[i], f"{label}, seed {seed}" if method == "retrain" else label, ids[i], untouched=method == "target",
+            made_by=METHODS["retrain"]() if method == "retrain" else known,
+        )  # fmt: skip
         judged.append(
             Judged(
                 problem=problem.name,
@@ -174,6 +190,10 @@ def audit_with_losses(
                 seed=seed,
                 model_id=fingerprint(model),
                 scores=scores,
+                claimed=claimed_of(claim, known) if method == "audited" else None,
+                guarantee=(guarantees or {}).get(label, "") if method == "audited" else "",
+                keeps_target=method == "audited"
+                and _keeps_target(problem.model, model, scenes[i].underneath),
             )
         )
     losses: LossSamples = {problem.name: {}}
@@ -185,35 +205,19 @@ def audit_with_losses(
     return complete(name, [problem.card()], judged), losses
 
 
-class _Attackers:
-    """The attacks of an audit, and the shadow models that they share."""
+def _keeps_target(target: nn.Module | None, model: nn.Module, underneath: nn.Module | None) -> bool:
+    """Whether whoever holds the model holds the target: inside it, or under the adapters that it was handed over as."""
+    if target is None:
+        return False
+    return keeps_target(target, model) or (
+        underneath is not None and fingerprint(underneath) == fingerprint(target)
+    )
 
-    def __init__(
-        self, problem: Problem, attacks: Literal["standard", "all"] | Sequence[str | Attack], device: str
-    ) -> None:
-        self.problem = problem
-        self.attacks = (
-            fitting_attacks(problem, attacks) if attacks in ("standard", "all")
-            else [find_attack(a)() if isinstance(a, str) else a for a in attacks]
-        )  # fmt: skip
-        self.shadows = ShadowModels(problem, Workplace(device=device))
 
-    def scores(self, scene: Scene, *, untouched: bool, made_by: Method | None) -> list[Score]:
-        """What every attack achieves on the scene's model; `untouched` says that nothing was unlearned from it."""
-        scores: list[Score] = []
-        for attack in self.attacks:
-            obstacles = attack.obstacles(self.problem)
-            if obstacles:
-                scores += attack.unanswered("not_applicable", "; ".join(obstacles))
-                continue
-            shadows = (
-                self.shadows.unlearned(attack, made_by) if attack.unlearns_shadows and made_by is not None
-                else self.shadows.trained(attack)
-            )  # fmt: skip
-            if untouched:
-                shadows = [replace(shadow, after=shadow.before) for shadow in shadows]
-            scores += attack.attack(replace(scene, shadows=shadows))
-        return scores
+def _measured(
+    problem: Problem, metrics: Sequence[Metric], evidence: dict[tuple[Role, str], list[Evidence]]
+) -> list[Score]:
+    return [m(split, evidence) for m in metrics for split in m.splits if split in problem.splits]
 
 
 def run(

@@ -18,11 +18,19 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from expunge.files import read_json, write_atomic
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 Status = Literal["ok", "undefined", "not_applicable", "failed"]
 Direction = Literal["higher", "lower", "match"]
 """Which way is better; `match` means as near as possible to the retrained model's value."""
+
+
+Claimed = Literal["exact", "removal", "suppression"]
+"""What may be said of an unlearned model, strongest first: made without the records; nothing of them comes back beyond what
+retrained models show; they are not said, but may still be in the weights."""
+Standing = Literal["exact", "removal", "suppression", "not forgotten", "damaged", "undecided"]
+"""What is left of a claim after the tests; the last three assert nothing."""
+Support = Literal["supported", "contradicted", "undecided", "not claimed"]
 
 
 class Record(BaseModel):
@@ -120,6 +128,18 @@ class Judged(Record):
     reason: str = ""
     notes: list[str] = Field(default_factory=list)
     scores: list[Score] = Field(default_factory=list)
+    claimed: Claimed | None = Field(
+        default=None,
+        description="what its maker claims; None where nobody said, and for models that claim nothing",
+    )
+    guarantee: str = Field(
+        default="",
+        description="guarantee of the method that a record beside these very weights names; empty without one",
+    )
+    keeps_target: bool = Field(
+        default=False,
+        description="whether the target's own weights stand in it, behind what filters its answers",
+    )
 
     def score(self, metric: str, split: str) -> Score | None:
         """The score of `metric` on `split`, where it was computed."""
@@ -166,6 +186,67 @@ class Verdict(Record):
     sentence: str = Field(description="the judgement in words")
 
 
+class ClaimTest(Record):
+    """One test that a claim rests on, or would have to."""
+
+    kind: str = Field(description="output, utility, membership, relearning, quantization, ...")
+    metric: str = Field(description="empty where no attack of the kind was run")
+    split: str = ""
+    unit: str = ""
+    finding: Literal["none", "residue", "away", "undecided", "missing", "kept", "damaged"] = Field(
+        description="against retrained models: no larger difference; more of what was to be forgotten; different, but not "
+        "towards the target; neither shown; no value. Of utility: kept or damaged"
+    )
+    original: float | None = Field(default=None, description="the target's value, mean over seeds")
+    unlearned: float | None = None
+    reference: float | None = Field(default=None, description="mean of the retrained models")
+    excess: float | None = Field(default=None, description="unlearned minus reference")
+    interval: Interval | None = Field(default=None, description="of the excess")
+    margin: float | None = Field(default=None, description="largest excess that counts as none")
+    p: float | None = Field(
+        default=None,
+        description="of 'the excess is within the margin'; Holm-adjusted over all tests but utility",
+    )
+    budget: dict[str, float] = Field(
+        default_factory=dict, description="the most that the attacker could spend"
+    )
+    needed: bool = Field(description="whether the claim cannot stand without it")
+    proxy: bool = Field(
+        default=False, description="True where it compares with something else than retrained models"
+    )
+    reason: str = Field(default="", description="why there is no value, or what else the reader must know")
+
+
+class Claim(Record):
+    """What may be claimed of one method on one problem, and why not more.
+
+    A claim is never raised, only lowered: `standing` is the strongest claim, up to the one that was made, whose every
+    requirement was met. Where none is, it says so: damaged, not forgotten, undecided.
+    """
+
+    problem: str
+    label: str
+    claimed: Claimed = Field(description="what the maker claims; removal where nobody said")
+    standing: Standing
+    residue: Literal["found", "not found", "inconclusive"] = Field(
+        description="whether something of the forgotten data is left, whatever is claimed"
+    )
+    levels: dict[str, Support] = Field(description="utility, exact, removal and suppression, each on its own")
+    sentence: str = Field(description="the claim in words, as it may be quoted")
+    supports: list[str] = Field(default_factory=list, description="what speaks for it, with the budget")
+    breaks: list[str] = Field(
+        default_factory=list, description="what speaks against a stronger claim, with the budget"
+    )
+    missing: list[str] = Field(
+        default_factory=list, description="what failed, is undefined, undecided or was not run"
+    )
+    proxies: list[str] = Field(
+        default_factory=list,
+        description="statements that do not rest on retrained models, and those refused without them",
+    )
+    tests: list[ClaimTest] = Field(default_factory=list)
+
+
 class ScoreFile(Record):
     """`scores.json`: every score of a run, and what it was computed with."""
 
@@ -180,6 +261,10 @@ class ScoreFile(Record):
         default_factory=list, description="one per problem and method: scores of all its seeds together"
     )
     verdicts: list[Verdict] = Field(default_factory=list)
+    claims: list[Claim] = Field(
+        default_factory=list,
+        description="one per problem and method, the target among them; none for retraining",
+    )
     environment: dict[str, Any] = Field(default_factory=dict)
 
     def write(self, path: Path) -> None:

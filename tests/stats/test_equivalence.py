@@ -171,7 +171,13 @@ def test_sentences():
     assert unsure.more_seeds is not None
     assert unsure.sentence.endswith(f"; {unsure.more_seeds} more seeds would probably decide")
     alone = verdict("digits", "ft", scores(0.90, None), scores(0.94, 0.95, 0.945))
-    assert alone.sentence == "undecided: at least 2 models on each side are needed, there are 1 against 3"
+    # t(0.975, 2) 0.005 sqrt(4/3) would be 2.5 points; three models that agree are not believed below a quarter of the margin.
+    assert alone.sentence == (
+        "as a further retrained model might be, or within 5 percentage points "
+        "(95 % prediction interval of the difference -10.7 to 1.71, 1 against 3 models)"
+    )
+    lonely = verdict("digits", "ft", scores(0.90), scores(0.94))
+    assert lonely.sentence == "undecided: at least 2 models on each side are needed, there are 1 against 1"
     assert (alone.n, alone.difference) == (1, pytest.approx(-0.045))
     auc = verdict(
         "digits",

@@ -100,6 +100,10 @@ class Scene:
         """Keep a transcript for whoever may see contents: the row's id, what it was asked, what came back, how it scored."""
         self.transcripts.append({"id": row, **said})
 
+    def known(self, split: str, evidence: Evidence) -> None:
+        """Take in evidence of this very model that was collected before."""
+        self._seen[split] = evidence
+
     def evidence(self, split: str, quantities: Iterable[str]) -> Evidence:
         """Evidence of the attacked model on `split` with at least `quantities`; one pass unless more is asked for."""
         if split not in self.problem.splits:
@@ -134,7 +138,10 @@ class Attack(Parameters):
     families: ClassVar[frozenset[str] | None] = None
     """Families it fits; None means every one."""
     trains: ClassVar[bool] = False
-    """Whether it trains models, its own or the attacked one; such attacks are run when asked for, not by default."""
+    """Whether it trains models, its own or the attacked one."""
+    costly: ClassVar[bool] = False
+    """Whether the standard battery leaves it out, because it takes minutes where others take seconds. Attacks with shadow
+    models are left out without saying so."""
     compares: ClassVar[bool] = False
     """Whether it reads retrained models of the scene; most are compared with what they find in those by the report."""
     unlearns_shadows: ClassVar[bool] = False
@@ -225,7 +232,7 @@ def find_measure(name: str) -> tuple[type[Attack], Measure] | None:
 def fitting_attacks(problem: Problem, which: Literal["standard", "all"]) -> list[Attack]:
     """Attacks that can run on `problem`, with default parameters, by name.
 
-    `standard` leaves out those that train models.
+    `standard` leaves out the costly ones and those with shadow models. What a claim needs is in it.
     """
     made = [cls() for _, cls in ATTACKS.items() if not cls.obstacles(problem)]
-    return made if which == "all" else [a for a in made if not a.trains]
+    return made if which == "all" else [a for a in made if not a.costly and not a.shadow_models()]

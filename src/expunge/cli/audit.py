@@ -6,12 +6,12 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from expunge.cli import problem as options
-from expunge.cli.output import Json, notice, print_json, print_scores
+from expunge.cli.output import Json, notice, print_claim, print_json, print_scores
 from expunge.errors import BadInput
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from expunge.attacks import Attack
     from expunge.methods import Method
     from expunge.problem import Problem
+    from expunge.record import Claimed
 
 
 def audit(
@@ -49,12 +50,20 @@ def audit(
     attacks: Annotated[
         str | None,
         typer.Option(
-            help="Attacks, separated by commas (expunge list attacks); 'standard': all that train nothing; 'all': all that fit."
+            help="Attacks, separated by commas (expunge list attacks); 'standard': what a claim needs, in seconds each; "
+            "'all': all that fit."
         ),
     ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="Parameter of an attack, such as lira.shadows=32; may be repeated."),
+    ] = None,
+    claim: Annotated[
+        str | None,
+        typer.Option(
+            help="What is claimed of the models: exact, removal or suppression; default: what the record beside them says of the "
+            "method, else removal. It is tested and may be lowered, never raised."
+        ),
     ] = None,
     lm_eval: Annotated[
         str | None,
@@ -65,7 +74,11 @@ def audit(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")] = "cpu",
     out: Annotated[
-        Path | None, typer.Option(help="Folder for scores.json, report.html and report.json.")
+        Path | None,
+        typer.Option(
+            help="Folder for scores.json, report.html and report.json, and for what was measured: the same command again "
+            "computes only what is missing."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -84,6 +97,7 @@ def audit(
         inputs=options.columns(inputs), allow_pickle=allow_pickle,
     )  # fmt: skip
     built = spec.build(Path.cwd(), notice=notice)
+    records = {n: _record(m) for n, m in zip(names, model, strict=True)}
     loaded = {n: _load(m, built, allow_pickle, base) for n, m in zip(names, model, strict=True)}
     references = [_load(r, built, allow_pickle, base) for r in reference or []]
     beneath = (
@@ -92,8 +106,10 @@ def audit(
     before = _load(target, built, allow_pickle) if target else None
     scores, losses = api.audit_with_losses(
         replace(built, model=before), loaded, retrained=references, metrics=options.columns(metrics),
-        attacks=_attacks(attacks, set_ or []), methods=_methods(dict(zip(names, model, strict=True))) if attacks else None,
-        bases={n: m for n, m in beneath.items() if m is not None}, device=device, name=out.name if out else "audit",
+        attacks=_attacks(attacks, set_ or []), methods=_methods(records), claim=_claim(claim),
+        bases={n: m for n, m in beneath.items() if m is not None},
+        guarantees=_guarantees(records, loaded, built), device=device, name=out.name if out else "audit", folder=out,
+        progress=notice,
     )  # fmt: skip
     tasks = options.columns(lm_eval)
     if tasks:
@@ -106,16 +122,32 @@ def audit(
     if out is not None:
         scores.write(out / "scores.json")
         write_report(ReportInput(scores, losses, "expunge " + shlex.join(sys.argv[1:])), out)
+    failed = [s for j in scores.judged for s in j.scores if s.status == "failed"]
     if json:
         print_json(scores)
-        return
+        raise typer.Exit(1 if failed else 0)
     print_scores(scores)
+    for one in scores.claims:
+        print_claim(one)
     for verdict in scores.verdicts:
         sys.stdout.write(f"{verdict.label}: {verdict.metric} on {verdict.split}: {verdict.sentence}\n")
     if not references:
         sys.stdout.write("no retrained reference was given: scores that compare with one are undefined\n")
     if out is not None:
         sys.stdout.write(f"report: {out / 'report.html'}\n")
+    for reason in dict.fromkeys(f"{s.metric}: {s.reason}" for s in failed):
+        sys.stderr.write(f"failed: {reason}\n")
+    raise typer.Exit(1 if failed else 0)
+
+
+def _claim(given: str | None) -> Claimed | None:
+    from expunge.errors import did_you_mean
+
+    if given is None or given == "exact" or given == "removal" or given == "suppression":
+        return given
+    raise BadInput(
+        f"a claim is exact, removal or suppression, got '{given}'{did_you_mean(given, ('exact', 'removal', 'suppression'))}"
+    )
 
 
 def _beneath(reference: str, allow_pickle: bool, base: str | None) -> nn.Module | None:
@@ -142,19 +174,43 @@ def _attacks(given: str | None, assignments: list[str]) -> Literal["standard", "
     return [AttackSpec(name=name, parameters=parameters).resolve() for name, parameters in chosen.items()]
 
 
-def _methods(models: dict[str, str]) -> dict[str, Method]:
-    """The methods that made the models, where `expunge forget` wrote them down and they are known here."""
+def _record(reference: str) -> dict[str, Any]:
+    """What `expunge forget` wrote beside a model; empty where nothing is."""
     from expunge.files import read_json
+
+    file = Path(reference).expanduser() / "expunge.json"
+    return read_json(file) if file.is_file() else {}
+
+
+def _methods(records: dict[str, dict[str, Any]]) -> dict[str, Method]:
+    """The methods that made the models, where their records say so and they are known here."""
     from expunge.methods import METHODS
 
-    made = {}
-    for name, reference in models.items():
-        file = Path(reference).expanduser() / "expunge.json"
-        record = read_json(file) if file.is_file() else {}
-        method = record.get("method", "")
-        if method in METHODS:
-            made[name] = METHODS[method](**record.get("parameters", {}))
-    return made
+    return {
+        name: METHODS[record["method"]](**record.get("parameters", {}))
+        for name, record in records.items()
+        if record.get("method", "") in METHODS
+    }
+
+
+def _guarantees(
+    records: dict[str, dict[str, Any]], models: dict[str, nn.Module], problem: Problem
+) -> dict[str, str]:
+    """The guarantee of a model's method, where its record was written with these weights, for this data and this request."""
+    from expunge.families.models import fingerprint
+    from expunge.methods import METHODS
+
+    card, found = problem.card(), {}
+    for name, record in records.items():
+        about = record.get("problem", {})
+        same = all(about.get(key) == card[key] for key in ("train_digest", "forget_digest"))
+        if (
+            record.get("method", "") in METHODS
+            and same
+            and record.get("fingerprint") == fingerprint(models[name])
+        ):
+            found[name] = METHODS[record["method"]].guarantee
+    return found
 
 
 def _load(reference: str, problem: Problem, allow_pickle: bool, base: str | None = None) -> nn.Module:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from expunge.files import canonical_json
-from expunge.record import Judged, Score, ScoreFile, mean_of
+from expunge.record import Claim, Judged, Score, ScoreFile, mean_of
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")]
 Set = Annotated[
@@ -105,6 +105,20 @@ def _cell(scores: Sequence[Score | None], t_interval: Any) -> str:
     interval = t_interval(values)
     half = "" if interval is None else f" ±{(interval.high - interval.low) / 2:.2g}"
     return f"{mean_of(values):.3g}{half}"
+
+
+def print_claim(claim: Claim) -> None:
+    """A claim with everything that bears on it, for people."""
+    made = "" if claim.claimed == claim.standing else f" (claimed: {claim.claimed})"
+    sys.stdout.write(f"{claim.label}: {claim.standing}{made}. {claim.sentence}\n")
+    for mark, lines in (
+        ("-", claim.breaks),
+        ("+", claim.supports),
+        ("?", claim.missing),
+        ("!", claim.proxies),
+    ):
+        sys.stdout.writelines(f"  {mark} {line}\n" for line in lines)
+    sys.stdout.write("\n")
 
 
 def failures(judged: Sequence[Judged]) -> list[str]:

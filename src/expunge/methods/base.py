@@ -28,6 +28,9 @@ from expunge.registry import Registry
 
 METHODS: Registry[type[Method]] = Registry("method", "expunge.methods", "expunge.exact")
 
+FILTERED = "answers are filtered at inference; the weights still hold the knowledge"
+"""What is noted of a model in which the target's weights are unchanged."""
+
 NEEDS = {
     "retain": "a retain set",
     "holdout": "a holdout set (rows of the same kind that were never trained on)",
@@ -109,6 +112,9 @@ class Method(Parameters):
     """What holds of the result whatever is measured: ``bitwise`` equal to a model that never saw the forget set, equal up
     to ``numeric (tolerance)``, equal in distribution (``distributional``), ``certified (eps, delta)``, or, ``empirical``,
     nothing that measurements do not show."""
+    claims: ClassVar[Literal["removal", "suppression"]] = "removal"
+    """What an empirical method means to do: take knowledge out of the weights, or keep it from being said. An audit may lower
+    this claim and never raises it."""
     needs: ClassVar[frozenset[str]] = frozenset()
     families: ClassVar[frozenset[str] | None] = None
     """Families it fits; None means every one with a likelihood."""
@@ -156,11 +162,8 @@ class Method(Parameters):
                     f"method '{self.name}' produced NaN or infinite weights in '{name}'; lower its learning rate or epochs"
                 )
         changed, total = changed_parameters(target, produced)
-        if (
-            isinstance(produced, Composed)
-            and not changed_parameters(innermost(target), innermost(produced))[0]
-        ):
-            workplace.notes.append("answers are filtered at inference; the weights still hold the knowledge")
+        if keeps_target(target, produced):
+            workplace.notes.append(FILTERED)
         cost = Cost(
             seconds, memory.bytes, meter.examples, meter.examples / len(problem.train), changed, total
         )
@@ -173,6 +176,11 @@ class Method(Parameters):
     def __repr__(self) -> str:
         given = ", ".join(f"{k}={getattr(self, k)!r}" for k in type(self).model_fields)
         return f"{type(self).__name__}({given})"
+
+
+def keeps_target(target: nn.Module, model: nn.Module) -> bool:
+    """Whether `model` is made of more than one model, and the target's own weights stand in it."""
+    return isinstance(model, Composed) and not changed_parameters(innermost(target), innermost(model))[0]
 
 
 def changed_parameters(before: nn.Module, after: nn.Module) -> tuple[int, int]:

@@ -31,6 +31,7 @@ class DPO(OtherAnswers, RetainTerm):
 
     name = "dpo"
     paper = "Rafailov et al., NeurIPS 2023, arXiv:2305.18290; for unlearning Zhang et al., COLM 2024, arXiv:2404.05868"
+    claims = "suppression"
     needs = frozenset({"retain"})
     likelihood_on = ("forget", ALTERNATIVE)
 

@@ -29,6 +29,7 @@ class IDK(OtherAnswers, RetainTerm):
 
     name = "idk"
     paper = "Maini et al., COLM 2024, arXiv:2401.06121"
+    claims = "suppression"
     needs = frozenset({"retain"})
 
     mixing: Literal["joint", "separate"] = param(

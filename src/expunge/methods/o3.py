@@ -44,6 +44,7 @@ class O3(Method, Training):
 
     name = "o3"
     paper = "Gao et al., ICLR 2025, arXiv:2407.10223"
+    claims = "suppression"
     kind = "edit"
     families = frozenset({"causal_lm"})
     composes = True

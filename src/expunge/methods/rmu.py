@@ -40,6 +40,7 @@ class RMU(RetainTerm):
 
     name = "rmu"
     paper = "Li et al., ICML 2024, arXiv:2403.03218"
+    claims = "suppression"
     families = frozenset({"causal_lm"})
     needs = frozenset({"retain"})
 

@@ -48,6 +48,7 @@ class ULD(Method, Training):
 
     name = "uld"
     paper = "Ji et al., NeurIPS 2024, arXiv:2406.08607"
+    claims = "suppression"
     kind = "edit"
     needs = frozenset({"retain", "labels"})
     families = frozenset({"causal_lm"})

@@ -200,9 +200,9 @@ def verdict(
         declared = default_margin(metric)
         margin = declared.value * (abs(mean_of(theirs)) if declared.relative and theirs else 1.0)
         # Retrained models without any error leave a relative margin of 0, which is no margin to test with.
-        outcome = judge(ours, theirs, margin) if margin else Outcome("undecided", None, None, None)
+        outcome = _judge(ours, theirs, margin) if margin else Outcome("undecided", None, None, None)
     else:
-        outcome = judge(ours, theirs, margin)
+        outcome = _judge(ours, theirs, margin)
     return Verdict(
         problem=problem,
         label=label,
@@ -216,6 +216,17 @@ def verdict(
     )
 
 
+def _judge(ours: Sequence[float], theirs: Sequence[float], margin: float) -> Outcome:
+    """`judge` over seeds; of one model, whether it lies where a further retrained one would (`expunge.stats.excess`)."""
+    if len(ours) != 1 or len(theirs) < 2:
+        return judge(ours, theirs, margin)
+    from expunge.stats.excess import excess  # it builds on this module
+
+    one = excess(ours, theirs, margin)
+    assert one is not None  # there are two or more references
+    return Outcome(one.judgement, one.difference, one.interval, None)
+
+
 def _sentence(outcome: Outcome, margin: float, unit: str, n: int, n_reference: int) -> str:
     factor, words = (100.0, "percentage points") if unit == "share" else (1.0, unit)
     size = f"{factor * margin:.3g} {words}"
@@ -225,7 +236,16 @@ def _sentence(outcome: Outcome, margin: float, unit: str, n: int, n_reference: i
         return f"undecided: at least 2 models on each side are needed, there are {n} against {n_reference}"
     low, high = (f"{factor * end:.3g}" for end in (outcome.interval.low, outcome.interval.high))
     level = f"{100 * outcome.interval.level:.0f} %"
-    found = f"{level} interval {low} to {high}, {n} against {n_reference} models"
+    if outcome.interval.method.startswith("prediction"):
+        found = (
+            f"{level} prediction interval of the difference {low} to {high}, 1 against {n_reference} models"
+        )
+        if outcome.judgement == "no larger difference":
+            return f"as a further retrained model might be, or within {size} ({found})"
+        if outcome.judgement == "undecided":
+            return f"undecided whether a further retrained model might be so ({found}); more retrained models would tell"
+    else:
+        found = f"{level} interval {low} to {high}, {n} against {n_reference} models"
     if outcome.judgement == "no larger difference":
         return f"no difference larger than {size} from retraining was found ({found})"
     if outcome.judgement == "different":

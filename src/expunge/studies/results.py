@@ -7,11 +7,13 @@ from typing import Any
 
 from expunge.attacks.base import find_measure
 from expunge.files import read_json
+from expunge.methods.base import FILTERED
 from expunge.metrics.base import with_reference
 from expunge.metrics.composite import anamnesis_index, average_gap, tow, tow_mia
-from expunge.record import Judged, Score, ScoreFile, Verdict, environment, mean_of
+from expunge.record import Claim, Judged, Score, ScoreFile, Verdict, environment, mean_of
 from expunge.stats.equivalence import verdict
 from expunge.studies.across import across
+from expunge.studies.claims import claims
 from expunge.studies.graph import Graph, Row
 from expunge.studies.jobs import Store
 
@@ -52,7 +54,10 @@ def _judged(row: Row, graph: Graph, store: Store, failed: dict[str, str]) -> Jud
     scores = [Score.model_validate(s) for s in read_json(store.folder(row.score) / "scores.json")]
     scores += attack_scores(row, store, failed)
     scores += cost_scores(record.get("cost"))
-    return Judged(**facts, model_id=record["fingerprint"], notes=record.get("notes", []), scores=scores)
+    notes = record.get("notes", [])
+    return Judged(
+        **facts, model_id=record["fingerprint"], notes=notes, scores=scores, keeps_target=FILTERED in notes
+    )
 
 
 def attack_scores(row: Row, store: Store, failed: dict[str, str]) -> list[Score]:
@@ -99,6 +104,7 @@ def complete(name: str, problems: Sequence[dict[str, Any]], judged: Sequence[Jud
     """Attach references, ratios, composites and verdicts to raw scores."""
     finished: list[Judged] = []
     verdicts: list[Verdict] = []
+    claimed: list[Claim] = []
     for problem in problems:
         mine = [j for j in judged if j.problem == problem["name"]]
         retrained = [j for j in mine if j.method == "retrain" and j.status == "ok"]
@@ -107,8 +113,14 @@ def complete(name: str, problems: Sequence[dict[str, Any]], judged: Sequence[Jud
         ]
         finished += made
         verdicts += _verdicts(problem["name"], made)
+        claimed += claims(problem, made)
     return ScoreFile(
-        name=name, problems=list(problems), judged=finished, verdicts=verdicts, environment=environment()
+        name=name,
+        problems=list(problems),
+        judged=finished,
+        verdicts=verdicts,
+        claims=claimed,
+        environment=environment(),
     )
 
 

@@ -1,0 +1,169 @@
+"""From scores to claims: which tests there are, what each found, and what may be said in the end.
+
+The judging is `expunge.stats.claims.conclude`; here scores become findings, and findings become sentences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from expunge.attacks.base import ATTACKS, find_measure
+from expunge.methods.base import METHODS, Method
+from expunge.record import Claim, Claimed, ClaimTest, Judged
+from expunge.stats.claims import Facts, Test, conclude
+from expunge.studies.claim_findings import Findings, Kind, by_proxy, judge_all, measured, together, utility
+from expunge.studies.claim_words import HEADLINES, limits, statements
+
+UTILITY = (
+    *((metric, split) for metric in ("accuracy", "mae") for split in ("retain", "test")),
+    *((metric, "retain") for metric in ("probability", "rouge-l-recall")),
+)
+"""What must not be worse than in retrained models."""
+OUTPUT = tuple((metric, "forget") for metric in ("accuracy", "mae", "probability", "rouge-l-recall"))
+"""Plain behavior on the forget set."""
+MEMBERSHIP = (("mia-loss-logistic", "forget"), ("mia-text-min-k", "forget"))
+
+KINDS = (
+    Kind("membership", ("mia-*", "population-mia*", "lira*", "u-lira*", "gradient-norm*", "gaussian-poison*", "watermark*"),
+         ("removal",), symmetric=True),
+    Kind("relearning", ("relearning*",), ("removal",), ("relearning",)),
+    Kind("quantization", ("quantization*",), ("removal",), ("quantization",)),
+    Kind("inner layers", ("logit-lens*", "linear-probe*", "head-refit*", "activation-patching*", "concept-vectors*"),
+         ("removal",), ("linear-probe", "head-refit", "logit-lens", "activation-patching")),
+    Kind("prompting", ("prompts*", "in-context*", "soft-prompt*", "gcg*"), ("removal", "suppression"), ("prompts",)),
+    Kind("sampling", ("extraction*",), ("removal", "suppression"), ("extraction",)),
+    Kind("pruning", ("pruning*",)),
+    Kind("perturbation", ("activation-perturbation*", "direction-ablation*")),
+    Kind("guard", ("detach-guard*",)),
+    Kind("inversion", ("inversion*",)),
+)  # fmt: skip
+"""Kinds of tests other than output and utility, in the order of tables."""
+
+
+def claims(problem: dict[str, Any], judged: Sequence[Judged]) -> list[Claim]:
+    """One claim per method of `problem`, over all its seeds; `judged` are the models of this problem."""
+    ran = [j for j in judged if j.status == "ok"]
+    retrained = [j for j in ran if j.method == "retrain"]
+    targets = [j for j in ran if j.method == "target"]
+    labels = dict.fromkeys(j.label for j in judged if j.method != "retrain" and j.status != "not_applicable")
+    return [
+        _claim(problem, label, [j for j in judged if j.label == label], targets, retrained)
+        for label in labels
+    ]
+
+
+def intent(judged: Judged) -> tuple[Claimed, str]:
+    """What is claimed of a model, and the guarantee it rests on: the record's own, else what its method declares."""
+    guarantee = judged.guarantee
+    claimed = judged.claimed
+    if judged.method in METHODS:
+        method = METHODS[judged.method]
+        guarantee = guarantee or method.guarantee
+        claimed = claimed or claimed_of(None, method)
+    return claimed or "removal", guarantee
+
+
+def claimed_of(stated: Claimed | None, method: Method | type[Method] | None) -> Claimed | None:
+    """What is claimed of a model that `method` made: what was stated, else what such methods claim; None where nobody knows."""
+    if stated is not None or method is None:
+        return stated
+    return "exact" if _is_exact(method.guarantee) else method.claims
+
+
+def _is_exact(guarantee: str) -> bool:
+    """Guarantees of the whole model; ``certified`` ones bound a leak and say nothing about equality."""
+    return guarantee.startswith(("bitwise", "numeric", "distributional")) and "alone" not in guarantee
+
+
+def _claim(
+    problem: dict[str, Any], label: str, models: Sequence[Judged], targets: Sequence[Judged], retrained: Sequence[Judged]
+) -> Claim:  # fmt: skip
+    first = models[0]
+    claimed, guarantee = intent(first)
+    ours = [m for m in models if m.status == "ok"]
+    found = Findings(ours, targets, retrained)
+    kept = [t for key in UTILITY if (t := utility(found, *key)) is not None]
+    _gather(found, problem.get("family", ""), claimed)
+    judge_all(found)
+    weights = {t.model_id for t in targets} - {None}
+    facts = Facts(
+        claimed=claimed,
+        utility=together(kept),
+        tests=[_fact(t, k) for t, k in zip(found.tests, found.kinds, strict=True)],
+        is_target=first.method == "target" or any(m.model_id in weights for m in ours),
+        keeps_target=any(m.keeps_target for m in ours),
+        exact_by_construction=_is_exact(guarantee)
+        and bool(ours)
+        and (first.method in METHODS or bool(first.guarantee)),
+    )
+    conclusion = conclude(facts)
+    tests = [*kept, *found.tests]
+    words = statements(facts, conclusion, tests, len(retrained), bool(targets))
+    missing = words.missing + [f"seed {m.seed}: {m.status}: {m.reason}" for m in models if m.status != "ok"]
+    return Claim(
+        problem=problem["name"], label=label, claimed=claimed, standing=conclusion.standing, residue=conclusion.residue,
+        levels={
+            "utility": {"kept": "supported", "damaged": "contradicted"}.get(facts.utility, "undecided"), **conclusion.levels
+        },
+        sentence=HEADLINES[conclusion.standing].format(
+            budgets=limits(tests) or "none", guarantee=guarantee or "none",
+            by=f" by {first.method}" if first.method in METHODS else "",
+            data=problem.get("train_digest", "unknown"), asked=problem.get("forget_digest", "unknown"),
+        ),
+        supports=words.supports, breaks=words.breaks, missing=missing, proxies=words.proxies, tests=tests,
+    )  # fmt: skip
+
+
+def _gather(found: Findings, family: str, claimed: Claimed) -> None:
+    """Every test of what was to be forgotten: output, membership, attacks; and those kinds that are needed and not there."""
+    there = {(s.metric, s.split) for j in found.ours for s in j.scores}
+    measures = {
+        name: hit[1]
+        for name in dict.fromkeys(s.metric for j in found.ours for s in j.scores if s.attack)
+        if (hit := find_measure(name)) is not None and hit[1].margin is not None
+    }
+    for metric, split in OUTPUT:
+        if (metric, split) in there:
+            test, one = measured(found, "output", metric, split, None)
+            test = test if one is not None else by_proxy(found, test)
+            found.add(test.model_copy(update={"needed": claimed != "exact"}), None, one)
+    if not found.tests:
+        nothing = "no metric of the plain behavior on the forget set was computed"
+        found.add(_absent("output", nothing, claimed != "exact"), None)
+    for kind in KINDS:
+        keys = [(m, s, None) for m, s in MEMBERSHIP if (m, s) in there and _of(kind, m)]
+        keys += [(m.name, m.split, m.margin) for m in measures.values() if _of(kind, m.name)]
+        for metric, split, margin in keys:
+            test, one = measured(found, kind.name, metric, split, margin)
+            found.add(test.model_copy(update={"needed": claimed in kind.needed}), kind, one)
+        if not keys and kind.needed and (not kind.attacks or _exists(kind, family)):
+            attacks = [a for a in kind.attacks if a in ATTACKS]
+            how = f"; --attacks {','.join(attacks)} would" if attacks else ""
+            found.add(_absent(kind.name, f"no such test was run{how}", claimed in kind.needed), kind)
+
+
+def _of(kind: Kind, metric: str) -> bool:
+    return any(fnmatchcase(metric, pattern) for pattern in kind.metrics)
+
+
+def _exists(kind: Kind, family: str) -> bool:
+    """Whether there is an attack of this kind for the family at all: what nobody can run is no requirement."""
+    fitting = (ATTACKS[name] for name in kind.attacks if name in ATTACKS)
+    return any(cls.families is None or family in cls.families for cls in fitting)
+
+
+def _absent(name: str, reason: str, needed: bool) -> ClaimTest:
+    return ClaimTest(kind=name, metric="", finding="missing", needed=needed, reason=reason)
+
+
+def _fact(test: ClaimTest, kind: Kind | None) -> Test:
+    finding: Any = test.finding
+    levels: Iterable[Claimed] = ("removal", "suppression") if kind is None else kind.needed
+    found = find_measure(test.metric) if test.metric else None
+    return Test(
+        finding=finding, output=kind is None, symmetric=kind is not None and kind.symmetric,
+        said=kind is None or (found is not None and found[0].access == "text"),
+        needed=tuple(levels),
+    )  # fmt: skip

@@ -1,0 +1,157 @@
+"""Claims from scores: numbers made up so that the right finding is plain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from expunge.record import Claim, Claimed, Judged, Score
+from expunge.studies.claim_findings import _holm
+from expunge.studies.claims import claims
+
+PROBLEM = {"name": "p", "family": "classifier", "train_digest": "t1", "forget_digest": "f1"}
+KNOWS = {"retain": 0.99, "test": 0.95, "forget": 0.98, "mia": 0.80, "holdout": 0.30}
+RETRAINED = {"retain": 0.99, "test": 0.95, "forget": 0.30, "mia": 0.50, "holdout": 0.30}
+SPREAD = (-0.01, 0.0, 0.01, -0.005, 0.005)
+
+
+def model(
+    method: str, values: dict[str, float | None], seed: int = 0, shift: float = 0.0, **facts: Any
+) -> Judged:
+    scores = []
+    for name, value in values.items():
+        metric, split = ("mia-loss-logistic", "forget") if name == "mia" else ("accuracy", name)
+        missing: dict[str, Any] = (
+            {} if value is not None else {"status": "undefined", "reason": "nothing to attack"}
+        )
+        scores.append(
+            Score(
+                metric=metric, split=split, unit="share", direction="match", attack=name == "mia",
+                value=None if value is None else value + shift, **missing,
+            )  # type: ignore[arg-type]
+        )  # fmt: skip
+    return Judged(
+        problem="p", problem_id="x", method=method, label=method if method in ("retrain", "target") else "m", seed=seed,
+        model_id=str(facts.pop("model_id", method)), scores=scores, **facts,
+    )  # fmt: skip  # type: ignore[arg-type]
+
+
+def claim(values: dict[str, float | None], references: int = 5, target: bool = True, **facts: Any) -> Claim:
+    judged = [model("target", dict(KNOWS))] if target else []
+    judged += [model("retrain", dict(RETRAINED), i, SPREAD[i]) for i in range(references)]
+    found = claims(PROBLEM, [*judged, model("audited", values, **facts)])
+    return next(c for c in found if c.label == "m")
+
+
+def finding(found: Claim, kind: str) -> str:
+    return next(t.finding for t in found.tests if t.kind == kind)
+
+
+def test_the_target_has_not_forgotten() -> None:
+    found = claims(
+        PROBLEM,
+        [model("target", dict(KNOWS)), *(model("retrain", dict(RETRAINED), i, SPREAD[i]) for i in range(5))],
+    )
+    assert [c.label for c in found] == ["target"]  # retraining is the yardstick and claims nothing
+    assert (found[0].standing, found[0].residue) == ("not forgotten", "found")
+    assert finding(found[0], "output") == "residue" and finding(found[0], "membership") == "residue"
+
+
+def test_the_targets_weights_under_another_name_have_not_forgotten_whatever_they_score() -> None:
+    found = claim(dict(RETRAINED), model_id="target")
+    assert found.standing == "not forgotten"
+    assert "nothing was forgotten" in found.breaks[0]
+
+
+def test_as_retrained_in_all_that_was_run_and_what_was_not_run_is_named() -> None:
+    found = claim(dict(RETRAINED))
+    assert (found.standing, found.residue) == ("suppression", "inconclusive")
+    assert found.levels["removal"] == "undecided" and not found.breaks
+    assert any(line.startswith("relearning: no such test was run") for line in found.missing)
+    assert any("accuracy on forget: 30 %, retrained 30 %" in line for line in found.supports)
+
+
+@pytest.mark.parametrize("claimed", ["removal", "suppression", "exact"])
+def test_a_destroyed_model_never_passes(claimed: Claimed) -> None:
+    found = claim({**RETRAINED, "retain": 0.1, "test": 0.1}, claimed=claimed, guarantee="bitwise")
+    assert found.standing == "damaged" and found.levels["utility"] == "contradicted"
+
+
+def test_membership_on_either_side_contradicts_removal_but_not_suppression() -> None:
+    for mia in (0.9, 0.1):
+        found = claim({**RETRAINED, "mia": mia})
+        assert found.levels["removal"] == "contradicted" and found.standing == "suppression"
+        assert found.residue == "found"
+        assert any(line.startswith("membership") for line in found.breaks)
+
+
+def test_a_model_that_says_less_than_retrained_ones_is_called_suppression() -> None:
+    found = claim({**RETRAINED, "forget": 0.0})
+    assert finding(found, "output") == "away"
+    assert found.standing == "suppression" and found.levels["removal"] == "contradicted"
+
+
+def test_an_output_filter_is_suppression_at_most() -> None:
+    found = claim(dict(RETRAINED), keeps_target=True)
+    assert found.standing == "suppression" and found.residue == "found"
+    assert found.levels["removal"] == "contradicted"
+    assert "who holds it holds them" in found.breaks[0]
+
+
+def test_exact_needs_a_record_of_these_weights() -> None:
+    assert claim(dict(RETRAINED), claimed="exact").standing == "suppression"
+    proven = claim(dict(RETRAINED), claimed="exact", guarantee="bitwise")
+    assert proven.standing == "exact"
+    assert "t1" in proven.sentence and "f1" in proven.sentence and "bitwise" in proven.sentence
+    assert claim(dict(KNOWS), claimed="exact", guarantee="bitwise").standing == "not forgotten"
+    assert claim(dict(RETRAINED), guarantee="certified (1, 1e-5)").claimed == "removal"
+
+
+def test_what_is_undefined_is_missing_with_its_reason_and_never_a_number() -> None:
+    found = claim({**RETRAINED, "mia": None})
+    test = next(t for t in found.tests if t.kind == "membership")
+    assert test.finding == "missing" and test.unlearned is None and test.excess is None
+    assert any("undefined: nothing to attack" in line for line in found.missing)
+
+
+def test_without_retrained_models_only_refusals_and_proxies_are_left() -> None:
+    found = claim(dict(RETRAINED), references=0)
+    assert found.standing == "undecided" and found.residue == "inconclusive"
+    assert "no retrained model was given" in found.proxies[0]
+    still = claim(dict(KNOWS), references=0)
+    assert still.standing == "not forgotten"  # as the target is on rows that only training explains
+    assert any(line.startswith("rest on proxies: ") for line in still.proxies)
+    assert claim({**RETRAINED, "retain": 0.2}, references=0).standing == "damaged"
+    alone = claim(dict(KNOWS), references=0, target=False)
+    assert alone.standing == "undecided"
+    assert any("give --target and --reference" in line for line in alone.proxies)
+    one = claim(dict(RETRAINED), references=1)
+    assert one.standing == "undecided" and "one retrained model has no spread" in one.proxies[0]
+
+
+def test_failed_seeds_leave_the_claim_undecided() -> None:
+    judged = [
+        model("target", dict(KNOWS)),
+        *(model("retrain", dict(RETRAINED), i, SPREAD[i]) for i in range(5)),
+    ]
+    mine = [model("audited", {**RETRAINED, "mia": None if i == 2 else 0.5}, i, SPREAD[i]) for i in range(3)]
+    found = claims(PROBLEM, [*judged, *mine])[-1]
+    test = next(t for t in found.tests if t.kind == "membership")
+    assert test.finding == "undecided" and test.reason == "for 1 of 3 models undefined: nothing to attack"
+
+
+def test_holm_by_hand() -> None:
+    # 0.01 * 3, then max(0.03, 0.03 * 2), then max(0.06, 0.04 * 1).
+    assert _holm([0.01, 0.04, 0.03, None]) == [
+        pytest.approx(0.03),
+        pytest.approx(0.06),
+        pytest.approx(0.06),
+        None,
+    ]
+
+
+def test_no_sentence_says_deleted() -> None:
+    for values in (KNOWS, RETRAINED, {**RETRAINED, "retain": 0.1}):
+        text = claim(dict(values)).model_dump_json().lower()
+        assert not any(word in text for word in ("deleted", "erased", "gone"))
