@@ -12,7 +12,7 @@ excess, a test nobody had thought of) can lower it and never raise it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,17 +69,18 @@ class Conclusion:
 def conclude(facts: Facts) -> Conclusion:
     """Judge a claim. Utility first: of a model that lost its use, nothing is said but that."""
     levels: dict[Claimed, Support] = {level: _level(level, facts) for level in LEVELS}
-    supported = [level for level in LEVELS if levels[level] == "supported"]
-    standing: Standing = "undecided"
+    return Conclusion(_standing(facts, levels), levels, _residue(facts))
+
+
+def _standing(facts: Facts, levels: Mapping[Claimed, Support]) -> Standing:
     if facts.utility == "damaged":
-        standing = "damaged"
-    elif facts.is_target:
-        standing = "not forgotten"
-    elif supported:
-        standing = supported[0]
-    elif levels["suppression"] == "contradicted":
-        standing = "not forgotten"
-    return Conclusion(standing, levels, _residue(facts))
+        return "damaged"
+    if facts.is_target:
+        return "not forgotten"
+    for level in LEVELS:
+        if levels[level] == "supported":
+            return level
+    return "not forgotten" if levels["suppression"] == "contradicted" else "undecided"
 
 
 def _level(level: Claimed, facts: Facts) -> Support:

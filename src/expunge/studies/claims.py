@@ -11,8 +11,8 @@ from typing import Any
 
 from expunge.attacks.base import ATTACKS, find_measure
 from expunge.methods.base import METHODS, Method
-from expunge.record import Claim, Claimed, ClaimTest, Judged
-from expunge.stats.claims import Facts, Test, conclude
+from expunge.record import Claim, Claimed, ClaimTest, Judged, Support
+from expunge.stats.claims import Facts, Test, Utility, conclude
 from expunge.studies.claim_findings import Findings, Kind, by_proxy, judge_all, measured, together, utility
 from expunge.studies.claim_words import HEADLINES, limits, statements
 
@@ -40,6 +40,11 @@ KINDS = (
     Kind("inversion", ("inversion*",)),
 )  # fmt: skip
 """Kinds of tests other than output and utility, in the order of tables."""
+
+
+GATE: dict[Utility, Support] = {
+    "kept": "supported", "damaged": "contradicted", "undecided": "undecided", "missing": "undecided",
+}  # fmt: skip
 
 
 def claims(problem: dict[str, Any], judged: Sequence[Judged]) -> list[Claim]:
@@ -104,9 +109,7 @@ def _claim(
     missing = words.missing + [f"seed {m.seed}: {m.status}: {m.reason}" for m in models if m.status != "ok"]
     return Claim(
         problem=problem["name"], label=label, claimed=claimed, standing=conclusion.standing, residue=conclusion.residue,
-        levels={
-            "utility": {"kept": "supported", "damaged": "contradicted"}.get(facts.utility, "undecided"), **conclusion.levels
-        },
+        levels={"utility": GATE[facts.utility], **conclusion.levels},
         sentence=HEADLINES[conclusion.standing].format(
             budgets=limits(tests) or "none", guarantee=guarantee or "none",
             by=f" by {first.method}" if first.method in METHODS else "",
