@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from expunge.record import Claim, Claimed, Judged, Score
-from expunge.studies.claim_findings import _holm
 from expunge.studies.claims import claims
 
 PROBLEM = {"name": "p", "family": "classifier", "train_digest": "t1", "forget_digest": "f1"}
@@ -141,14 +140,13 @@ def test_failed_seeds_leave_the_claim_undecided() -> None:
     assert test.finding == "undecided" and test.reason == "for 1 of 3 models undefined: nothing to attack"
 
 
-def test_holm_by_hand() -> None:
-    # 0.01 * 3, then max(0.03, 0.03 * 2), then max(0.06, 0.04 * 1).
-    assert _holm([0.01, 0.04, 0.03, None]) == [
-        pytest.approx(0.03),
-        pytest.approx(0.06),
-        pytest.approx(0.06),
-        None,
-    ]
+def test_the_adjustment_is_over_all_tests_but_utility() -> None:
+    found = claim({**RETRAINED, "mia": 0.58})
+    tests = {t.kind: t.p for t in found.tests if t.kind in ("output", "membership")}
+    # se = 0.0125 sqrt(6/5) = 0.013693, t = (0.08 - 0.05) / se = 2.1909, df 4: 0.04681 on a side, 0.09362 on both,
+    # of two tests 0.18724.
+    assert tests["membership"] == pytest.approx(0.18724, abs=1e-4)
+    assert tests["output"] is not None and tests["output"] >= tests["membership"]
 
 
 def test_no_sentence_says_deleted() -> None:

@@ -10,6 +10,7 @@ from expunge.record import Claimed, ClaimTest, Judged, Score, mean_of
 from expunge.stats.claims import Finding, Utility
 from expunge.stats.equivalence import ALPHA, default_margin
 from expunge.stats.excess import RESOLUTION, Excess, excess
+from expunge.stats.multiplicity import holm
 
 ERRORS = frozenset({"mae", "rmse", "mean-loss"})
 """Metrics of which less means that more is known."""
@@ -37,7 +38,7 @@ class Findings:
     retrained: Sequence[Judged]
     tests: list[ClaimTest] = field(default_factory=list)
     orientations: list[int] = field(default_factory=list)
-    """By test: 1 where more than retrained models have is towards the target, -1 where less is, 0 where neither."""
+    """By test: 1 where an excess above 0 is knowledge, -1 where one below is."""
     kinds: list[Kind | None] = field(default_factory=list)
     excesses: list[Excess | None] = field(default_factory=list)
 
@@ -102,17 +103,15 @@ def _reason(score: Score) -> str:
 
 
 def _orientation(test: ClaimTest) -> int:
-    """Which sign of the excess is towards the target; where the target does not stand out, or is unknown, see below.
+    """Which sign of the excess is towards knowing more: the target's own side, where it stands out from the retrained models.
 
-    An unknown target is taken to know more, as it was trained on the rows. A known one that is as the retrained models
-    are leaves nothing for an excess to point to: 0.
+    Elsewhere more is more: a target that knows all already has nothing for an attack to bring back, and shows no rise.
     """
-    if test.reference is None or test.margin is None:
-        return 0
-    if test.original is None:
-        return -1 if test.metric in ERRORS else 1
+    natural = -1 if test.metric in ERRORS else 1
+    if test.original is None or test.reference is None or test.margin is None:
+        return natural
     gap = test.original - test.reference
-    return 0 if abs(gap) <= test.margin else (1 if gap > 0 else -1)
+    return natural if abs(gap) <= test.margin else (1 if gap > 0 else -1)
 
 
 def judge_all(found: Findings) -> None:
@@ -122,11 +121,11 @@ def judge_all(found: Findings) -> None:
         both = kind is not None and kind.symmetric
         if one is None:
             raw.append(None)
-        elif both or not way:
+        elif both:
             raw.append(min(1.0, 2 * min(one.p_more, one.p_less)))
         else:
             raw.append(one.p_more if way > 0 else one.p_less)
-    for i, p in enumerate(_holm(raw)):
+    for i, p in holm(dict(enumerate(raw))).items():
         one, test, way, kind = found.excesses[i], found.tests[i], found.orientations[i], found.kinds[i]
         if one is None or p is None:
             continue
@@ -137,15 +136,14 @@ def judge_all(found: Findings) -> None:
 
 
 def _finding(one: Excess, test: ClaimTest, way: int, p: float, *, symmetric: bool) -> Finding:
-    towards = one.difference * (way or 1)
     if p <= ALPHA:
-        return "residue" if towards > 0 and (way or symmetric) else "away"
-    if way and not symmetric and (one.p_less if way > 0 else one.p_more) <= ALPHA:
+        return "residue" if one.difference * way > 0 else "away"
+    if not symmetric and (one.p_less if way > 0 else one.p_more) <= ALPHA:
         return "away"
     if one.judgement == "no larger difference":
         return "none"
     # An attack that brings back less than from retrained models need not be as bad at it as at them.
-    if test.kind != "output" and way and not symmetric and _at_most(one, test, way):
+    if test.kind != "output" and not symmetric and _at_most(one, test, way):
         return "none"
     return "undecided"
 
@@ -179,17 +177,6 @@ def by_proxy(found: Findings, test: ClaimTest) -> ClaimTest:
         why = "compared with the target's value on rows that it was never trained on, for want of retrained models"
         return test.model_copy(update={"finding": "residue", "proxy": True, "reason": why})
     return test
-
-
-def _holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down adjustment; None stays None and is not counted."""
-    order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
-    adjusted: list[float | None] = [None] * len(p_values)
-    largest = 0.0
-    for rank, (p, i) in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * p))
-        adjusted[i] = largest
-    return adjusted
 
 
 def utility(found: Findings, metric: str, split: str) -> ClaimTest | None:
