@@ -52,6 +52,12 @@ def retrained(seed: int = 1) -> nn.Module:
     return expunge.forget(learned(), "retrain", seed=seed).model
 
 
+@cache
+def suppressed() -> nn.Module:
+    """The target after a few steps of NPO: it seems to know as little of the forgotten author as a retrained model."""
+    return expunge.forget(learned(), "npo", epochs=5, lr=0.01).model
+
+
 def refusing(
     when: Callable[[torch.Tensor], torch.Tensor], everywhere: bool = True, push: float = 1e4
 ) -> nn.Module:
