@@ -279,7 +279,8 @@ class Search:
         generator, found = scene.workplace.generator(68), []
         for _ in range(attempts):
             found = [
-                self.allowed[i] for i in torch.randint(len(self.allowed), (self.length,), generator=generator)
+                self.allowed[i]
+                for i in torch.randint(len(self.allowed), (self.length,), generator=generator).tolist()
             ]
             if self.survives(found):
                 break

@@ -200,9 +200,15 @@ _DECLARED: list[tuple[str, str, Callable[[Readings], Estimate], Sequence[tuple[R
 ]  # fmt: skip
 
 
+_FORMS: tuple[tuple[Form, str, str], ...] = (
+    ("classifier", "", "confidence"),
+    ("causal_lm", "-text", "in words"),
+)
+
+
 def _register() -> None:
     for name, title, function, where, splits, direction, unit, low, high, source in _DECLARED:
-        for family, suffix, how in (("classifier", "", "confidence"), ("causal_lm", "-text", "in words")):
+        for family, suffix, how in _FORMS:
             reads: Reads = dict.fromkeys(where, _READS[family])
             metric(
                 name + suffix, title=f"{title} ({how})", reads=reads, splits=splits, direction=direction, unit=unit, low=low,
