@@ -112,8 +112,10 @@ def value(scores: Iterable[Score], metric: str) -> float:
 
 
 def with_place(rows: Dataset) -> Dataset:
-    """The rows with a column `value`: the place, which is the last word of an answer."""
-    return rows.add_column("value", [said.removesuffix(".").split()[-1] for said in rows["answer"][:]])  # pyright: ignore
+    """The rows with columns `value`, the place, which is the last word of an answer, and `author`, the person asked about."""
+    places = [said.removesuffix(".").split()[-1] for said in rows["answer"][:]]
+    persons = [" ".join(asked.split()[2:4]) for asked in rows["question"][:]]
+    return rows.add_column("value", places).add_column("author", persons)  # pyright: ignore
 
 
 @pytest.fixture(scope="session")
