@@ -184,8 +184,8 @@ class ConceptVectors(Attack):
                 column += self.noise * column.norm() * drawn / drawn.norm()
             for split in lost:
                 lost[split] += (plain[split] - self._logp(scene, noisy, split)) / self.draws
-        found = stats.ttest_ind(lost["forget"], lost["retain"], equal_var=False, alternative="greater")
-        if not found.pvalue < 0.05:
+        found: Any = stats.ttest_ind(lost["forget"], lost["retain"], equal_var=False, alternative="greater")
+        if not found.pvalue < 0.05:  # NaN where nothing varies
             raise Undefined(
                 f"noise on the {len(chosen)} vectors that add most to the forgotten answers costs them no more than retained "
                 f"ones in the target ({lost['forget'].mean():.3f} and {lost['retain'].mean():.3f} nats): none is the concept's"
