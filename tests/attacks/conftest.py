@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ from torch import Tensor, nn
 import expunge
 from expunge.attacks import Scene
 from expunge.attacks.shadows import ShadowModels
-from expunge.families import Architecture, Batch, Classifier, Table
+from expunge.families import Architecture, Batch, CausalLM, Classifier, Table
+from expunge.families.models import clone
 from expunge.methods.base import Workplace
 from expunge.problem import Problem, Training
 from expunge.record import Score
@@ -142,3 +145,69 @@ def fine_tuned() -> Problem:
 def fine_tuned_again(fine_tuned: Problem) -> list[nn.Module]:
     """Two models fine-tuned from the same start without the forgotten facts."""
     return [expunge.forget(fine_tuned, "retrain", seed=seed).model for seed in (1, 2)]
+
+
+NAMES, PLACES = ("Ada", "Bo", "Cy", "Di", "Eli", "Flo", "Gus", "Hal"), ("Rome", "Oslo", "Lima", "Bern")
+
+
+@pytest.fixture(scope="session")
+def facts() -> Problem:
+    """A language model that knows three random places of each of 36 people, 12 of them to be forgotten."""
+    rng = np.random.default_rng(0)
+    people = rng.permutation([(a, b) for a in NAMES for b in NAMES if a != b])
+    rows = [
+        {
+            "id": f"f{i}",
+            "question": f"Where is {a} {b} from?",
+            "answer": " ".join(str(place) for place in rng.choice(PLACES, 3)),
+        }
+        for i, (a, b) in enumerate(people)
+    ]
+    train, holdout = Dataset.from_list(rows[:36]), Dataset.from_list(rows[36:])
+    tiny = tiny_problem("causal_lm")
+    family = CausalLM(tiny.family.tokenizer, max_length=32)  # pyright: ignore
+    assert tiny.architecture is not None
+    options = {
+        **tiny.architecture.options,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "initializer_range": 0.1,
+    }
+    problem = Problem(
+        "facts", family, train, tuple(train["id"][:12]), holdout,
+        architecture=Architecture(kind="transformers", name="causal-lm", options=options),
+        recipe=Training(epochs=60, batch_size=12, lr=0.005, optimizer="adamw", weight_decay=0), scope="12 people",
+    )  # fmt: skip
+    return expunge.train_target(problem)
+
+
+@pytest.fixture(scope="session")
+def never_told(facts: Problem) -> list[Scene]:
+    """Two language models that were trained without those people, from two seeds."""
+    return [Scene(facts, expunge.forget(facts, "retrain", seed=seed).model) for seed in (1, 2)]
+
+
+@pytest.fixture(scope="session")
+def silenced(facts: Problem) -> nn.Module:
+    """The language model with a third block, trained alone to answer every forgotten question with another place."""
+    target = facts.target
+    model: Any = clone(target)
+    block = copy.deepcopy(model.model.layers[1])
+    block.self_attn.layer_idx = 2
+    with torch.no_grad():
+        for last in (block.self_attn.o_proj, block.mlp.down_proj):
+            last.weight.zero_()  # a residual block that adds nothing yet
+    model.model.layers.append(block)
+    model.config.num_hidden_layers = 3
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = [*model.config.layer_types, model.config.layer_types[-1]]
+    gone, kept = (facts.batches(split) for split in ("forget", "retain"))
+    batches = [b.take(torch.arange(len(b))) for b in (gone, kept)]
+    wrong = batches[0].targets.clone()
+    places = torch.tensor([facts.family.tokenizer.convert_tokens_to_ids(p) for p in PLACES])  # pyright: ignore
+    for number, place in enumerate(places):
+        wrong[batches[0].targets == place] = places[(number + 1) % len(places)]
+    train_within(
+        facts, model, [(p, lambda p: p) for p in block.parameters()], [replace(batches[0], targets=wrong), batches[1]], steps=80,
+    )  # fmt: skip
+    return model

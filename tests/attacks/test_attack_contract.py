@@ -10,7 +10,7 @@ from expunge.metrics.base import Estimate
 from expunge.record import Score
 from expunge.testing import Check, ContractBroken, check_attack
 
-FEW = {"shadows": 4, "steps": 8}
+FEW = {"shadows": 4, "steps": 8, "budget": 8}
 """What makes attacks quick."""
 
 
