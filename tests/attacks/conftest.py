@@ -211,3 +211,12 @@ def silenced(facts: Problem) -> nn.Module:
         facts, model, [(p, lambda p: p) for p in block.parameters()], [replace(batches[0], targets=wrong), batches[1]], steps=80,
     )  # fmt: skip
     return model
+
+
+@pytest.fixture(scope="session")
+def new_head(wide: Problem) -> nn.Module:
+    """The target, of which only the head was trained: to answer every forgotten row with the other label."""
+    model = clone(wide.target)
+    head = model.get_submodule("head")
+    train_within(wide, model, [(p, lambda p: p) for p in head.parameters()], opposite(wide), steps=600)
+    return model

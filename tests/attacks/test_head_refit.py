@@ -1,0 +1,112 @@
+"""A new output layer brings back what only the old one hid; where features hold nothing it brings back nothing."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from scipy.special import logsumexp
+from torch import nn
+
+import expunge
+from expunge.attacks import Scene
+from expunge.attacks.head_refit import HeadRefit
+from expunge.attacks.knowledge import knowledge
+from expunge.attacks.states import BEFORE_HEAD, answers, hidden_states
+from expunge.families.models import fingerprint
+from expunge.problem import Problem
+from expunge.testing.problems import tiny_problem
+
+from .conftest import value
+
+
+def test_an_edited_head_is_undone(wide: Problem, clean: list[Scene], new_head: nn.Module) -> None:
+    assert knowledge(wide, new_head, "forget").mean() < 0.1
+    found = HeadRefit().attack(Scene(wide, new_head))
+    assert value(found, "head-refit-rise") > 0.7 and value(found, "head-refit-retain") > 0.9
+    assert found[0].curve is not None and found[0].curve.at == [0, 5, 10] and found[0].n == 30
+    one, two = (HeadRefit().attack(scene) for scene in clean)
+    for theirs in (one, two):
+        assert value(found, "head-refit-knowledge") > value(theirs, "head-refit-knowledge") + 0.2
+        assert value(theirs, "head-refit-rise") < 0.15
+    assert abs(value(one, "head-refit-knowledge") - value(two, "head-refit-knowledge")) < 0.1
+
+
+def test_a_head_of_values_is_undone() -> None:
+    """A regressor whose output was halved and shifted: the features are all there."""
+    problem = tiny_problem("regressor")
+    edited = copy.deepcopy(problem.target)
+    with torch.no_grad():
+        edited.get_parameter("head.weight").mul_(-0.5)
+        edited.get_parameter("head.bias").add_(2)
+    attack = HeadRefit()
+    found = attack.attack(Scene(problem, edited))
+    assert value(found, "head-refit-rise") > 0.3
+    retrained = expunge.forget(problem, "retrain", seed=3).model
+    assert value(attack.attack(Scene(problem, retrained)), "head-refit-rise") < 0.1
+
+
+def test_a_language_model_gets_a_head_of_its_own(facts: Problem, never_told: list[Scene]) -> None:
+    """The head was shuffled: places stand for other places. With tied weights the embeddings stay what they are."""
+    shuffled = copy.deepcopy(facts.target)
+    places = [facts.family.tokenizer.convert_tokens_to_ids(p) for p in ("Rome", "Oslo", "Lima", "Bern")]  # pyright: ignore
+    with torch.no_grad():
+        head = shuffled.get_parameter("lm_head.weight")
+        head[places] = head[places[1:] + places[:1]]
+    before = fingerprint(shuffled)
+    found = HeadRefit(share=0.5, iterations=25).attack(Scene(facts, shuffled))
+    # The gate compares with a model that knows nothing of its retained rows any more either.
+    assert value(found, "head-refit-rise") > 0.5
+    assert fingerprint(shuffled) == before
+    theirs = HeadRefit(share=0.5, iterations=25).attack(never_told[0])
+    assert value(theirs, "head-refit-rise") < 0.15
+
+    tied = copy.deepcopy(facts.target)
+    tied.lm_head.weight = tied.model.embed_tokens.weight  # type: ignore
+    refitted = HeadRefit(iterations=2).refitted(Scene(facts, tied), [facts.batches("retain")])
+    assert torch.equal(refitted.model.embed_tokens.weight, facts.target.model.embed_tokens.weight)  # type: ignore
+    assert not torch.equal(refitted.lm_head.weight, refitted.model.embed_tokens.weight)  # type: ignore
+
+
+def test_values_agree_with_the_closed_form() -> None:
+    """Half the squared error, and a penalty on weights and bias alike: one linear system."""
+    problem = tiny_problem("regressor")
+    attack = HeadRefit(decay=0.05)
+    retain = problem.batches("retain")
+    head = attack.refitted(Scene(problem, problem.target), [retain]).get_submodule("head")
+    found = hidden_states(problem.family, problem.target, retain, [BEFORE_HEAD], answers)
+    x = np.column_stack([found.layers[BEFORE_HEAD], np.ones(len(retain))]).astype(np.float64)
+    y = found.targets.reshape(-1).astype(np.float64)
+    expected = np.linalg.solve(x.T @ x / len(x) + 0.05 * np.eye(x.shape[1]), x.T @ y / len(x))
+    weights = torch.cat([p.detach().flatten() for p in head.parameters()]).numpy()
+    np.testing.assert_allclose(weights, expected, atol=2e-3)
+
+
+def test_classes_agree_with_an_independent_minimizer(wide: Problem) -> None:
+    """The forgotten rows that are held count as much as all retained ones."""
+    scene, attack = Scene(wide, wide.target), HeadRefit(decay=0.05, iterations=200)
+    sources = [wide.batches("retain"), wide.batches("forget")]
+    model = attack.refitted(scene, sources)
+    data = [hidden_states(wide.family, wide.target, rows, [BEFORE_HEAD], answers) for rows in sources]
+
+    def loss(flat: np.ndarray) -> float:
+        w, b = flat[:-2].reshape(2, -1), flat[-2:]
+        total = 0.5 * 0.05 * float(flat @ flat)
+        for part in data:
+            logits = part.layers[BEFORE_HEAD] @ w.T + b
+            total += 0.5 * float(
+                (logsumexp(logits, axis=1) - logits[np.arange(len(logits)), part.targets]).mean()
+            )
+        return total
+
+    weights = (
+        torch.cat([p.detach().flatten() for p in model.get_submodule("head").parameters()]).double().numpy()
+    )
+    other = minimize(
+        loss, np.zeros_like(weights), method="L-BFGS-B", options={"maxiter": 60, "maxfun": 10**6}
+    )
+    assert loss(weights) <= other.fun + 1e-4
+    assert loss(weights) == pytest.approx(other.fun, abs=3e-3)
