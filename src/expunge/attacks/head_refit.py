@@ -30,8 +30,8 @@ class HeadRefit(Tampering):
 
     name = "head-refit"
     paper = (
-        "Kirichenko et al., ICLR 2023, arXiv:2204.02937 (last-layer re-training); that unlearning may reach the last layer "
-        "only: Golatkar et al., CVPR 2020, arXiv:1911.04933"
+        "Kirichenko et al., ICLR 2023, arXiv:2204.02937 (last-layer re-training); a read-out of what the weights hold, as "
+        "in Golatkar et al., CVPR 2020, arXiv:1911.04933"
     )
     threat_model = "weights, and the right to train the output layer; retained rows and a few forgotten rows with their answers"
     trains = True

@@ -46,9 +46,9 @@ class LinearProbe(Attack):
     name = "linear-probe"
     paper = (
         "Alain & Bengio, 2016, arXiv:1610.01644 (probes); Hewitt & Liang, EMNLP 2019, arXiv:1909.03368 (selectivity); on "
-        "unlearned models: Patil et al., ICLR 2024, arXiv:2309.17410"
+        "unlearned models: Lynch et al., 2024, arXiv:2402.16835"
     )
-    threat_model = "weights (hidden states); retained rows and half of the forgotten rows with their answers; no training of the model"
+    threat_model = "weights (hidden states); retained rows and half of the forgotten rows with their answers; the model is not trained"
     access = "weights"
     needs = frozenset({"retain"})
     measures = (

@@ -27,7 +27,10 @@ class LogitLens(Attack):
     """
 
     name = "logit-lens"
-    paper = "nostalgebraist, 2020 (logit lens); on unlearned models: Lucki et al., 2024, arXiv:2409.18025"
+    paper = (
+        "nostalgebraist, 2020 (logit lens); on edited and unlearned models: Patil et al., ICLR 2024, arXiv:2309.17410; Lucki "
+        "et al., 2024, arXiv:2409.18025"
+    )
     threat_model = "weights; the forgotten questions, and their answers to be looked for; no training"
     access = "weights"
     families = frozenset({"causal_lm"})
