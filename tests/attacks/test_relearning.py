@@ -124,6 +124,9 @@ def test_a_share_is_measured_on_the_other_rows(wide: Problem, clean: list[Scene]
     assert own is held and (len(held), len(asked)) == (10, 30)
     assert not set(held.ids) & set(asked.ids)
     assert set(held.ids) | set(asked.ids) == set(wide.forget_ids)
+    # Models of all seeds are asked about the same rows.
+    again = attack.divide(Scene(wide, wide.target, Workplace(seed=9)))
+    assert [part.ids for part in again] == [held.ids, own.ids, asked.ids]
     back, one, two = (scores(attack, scene) for scene in (Scene(wide, hidden(wide.target, push=5.5)), *clean))
     for name, more, margin in (("relearning-knowledge", 0.2, 0.1), ("relearning-area", 0.1, 0.1)):
         values = [found[name].value or 0 for found in (back, one, two)]
@@ -176,7 +179,7 @@ def test_language_models_relearn_what_was_hidden_only(
     """Half of the people bring back the other half where they were silenced; not where they were never told."""
     assert knowledge(facts, facts.target, "forget").mean() > 0.9
     assert knowledge(facts, silenced, "forget").mean() < 0.3
-    attack = Relearning(budget=24)
+    attack = Relearning(budget=64)
     back, *clean = (scores(attack, scene) for scene in (Scene(facts, silenced), *never_told))
     for found in clean:
         assert (back["relearning-knowledge"].value or 0) > (found["relearning-knowledge"].value or 1) + 0.2

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from expunge.attacks.base import Scene
 from expunge.attacks.states import PER_BATCH
-from expunge.attacks.tampering import Tampering, halves, recovery_measures, some_rows
+from expunge.attacks.tampering import Tampering, divided, recovery_measures, some_rows
 from expunge.families import Batches
 from expunge.families.models import clone, innermost
 from expunge.parameters import param
@@ -52,10 +52,10 @@ class HeadRefit(Tampering):
         }
 
     def asked(self, scene: Scene) -> Batches:  # noqa: D102
-        return halves(scene, self.share)[1]
+        return divided(scene, self.share)[1]
 
     def variants(self, scene: Scene) -> Iterator[tuple[float, nn.Module]]:  # noqa: D102
-        held, retain = halves(scene, self.share)[0], some_rows(scene, "retain", self.rows)
+        held, retain = divided(scene, self.share)[0], some_rows(scene, "retain", self.rows)
         for count in sorted({0, len(held) // 2, len(held)}):
             some = Batches(held.family, held.dataset.select(np.arange(count)), held.device) if count else None
             yield float(count), self.refitted(scene, [retain] if some is None else [retain, some])

@@ -17,6 +17,7 @@ from expunge.attacks.tampering import MARGIN, some_rows
 from expunge.families import Batch, Family
 from expunge.families.models import innermost
 from expunge.metrics.base import Estimate, Undefined
+from expunge.metrics.membership import hash_order
 from expunge.parameters import param
 from expunge.record import Curve, Score
 from expunge.stats.intervals import t_interval
@@ -48,7 +49,7 @@ class LinearProbe(Attack):
         "Alain & Bengio, 2016, arXiv:1610.01644 (probes); Hewitt & Liang, EMNLP 2019, arXiv:1909.03368 (selectivity); on "
         "unlearned models: Lynch et al., 2024, arXiv:2402.16835"
     )
-    threat_model = "weights (hidden states); retained rows and half of the forgotten rows with their answers; the model is not trained"
+    threat_model = "weights (hidden states); retained rows and half of the forgotten rows with their answers, and no training"
     access = "weights"
     needs = frozenset({"retain"})
     measures = (
@@ -103,7 +104,8 @@ class LinearProbe(Attack):
         )
         if not np.array_equal(gone.layers[layers[-1]], gone.layers[BEFORE_HEAD]):
             layers.append(BEFORE_HEAD)
-        parts = torch.randperm(len(forget), generator=scene.workplace.generator(46)).numpy() % 4
+        # By a hash of their ids: the same parts for every model that is compared.
+        parts = np.argsort(hash_order(forget.ids)) % 4
         rng = np.random.default_rng([scene.workplace.seed, 47])
         hits: list[np.ndarray] = []
         shuffled: list[np.ndarray] = []

@@ -12,7 +12,7 @@ from torch import nn
 
 from expunge.attacks.base import Attack, Measure, Scene
 from expunge.attacks.knowledge import knowledge
-from expunge.attacks.tampering import MARGIN, halves, part_of, row_mean, some_rows
+from expunge.attacks.tampering import MARGIN, divided, part_of, row_mean, some_rows
 from expunge.evidence import collect
 from expunge.families import Batches
 from expunge.families.models import clone
@@ -32,7 +32,7 @@ CONTROLS = 256
 class Relearning(Attack):
     """Train the model for some minibatches, and follow how knowledge of the forgotten rows comes back.
 
-    What the attacker trains on (`data`): ``targeted``, a random share of the forgotten rows; ``related``, as many retained
+    What the attacker trains on (`data`): ``targeted``, a share of the forgotten rows; ``related``, as many retained
     rows, those nearest to the forgotten ones by the target's last activations (cosine), out of the same groups where
     these go on in the retained rows; ``unrelated``, as many rows that were never trained on.
 
@@ -238,7 +238,7 @@ class Relearning(Attack):
         if self.data == "targeted":
             if self.share == 1:
                 return whole, whole, whole
-            held, asked = halves(scene, self.share)
+            held, asked = divided(scene, self.share)
             return held, held, asked
         held = _nearest(scene) if self.data == "related" else _unrelated(scene)
         return held, whole, whole

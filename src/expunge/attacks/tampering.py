@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 from torch import nn
 
 from expunge.attacks.base import Attack, Measure, Scene
 from expunge.attacks.knowledge import knowledge
 from expunge.families import Batches, Family
 from expunge.metrics.base import Estimate, Undefined
+from expunge.metrics.membership import hash_order
 from expunge.parameters import param
 from expunge.record import Curve, Score
 from expunge.stats.intervals import t_interval
@@ -136,12 +136,9 @@ def row_mean(values: np.ndarray) -> Estimate:
 
 
 def some_rows(scene: Scene, split: str, most: int) -> Batches:
-    """At most `most` rows of a split, drawn by the scene's seed."""
+    """At most `most` rows of a split, chosen by a hash of their ids: the same for every model that is compared."""
     whole = scene.workplace.batches(scene.problem, split)
-    if len(whole) <= most:
-        return whole
-    drawn = torch.randperm(len(whole), generator=scene.workplace.generator(45)).numpy()[:most]
-    return part_of(scene, split, drawn)
+    return whole if len(whole) <= most else part_of(scene, split, hash_order(whole.ids)[:most])
 
 
 def part_of(scene: Scene, split: str, rows: np.ndarray) -> Batches:
@@ -150,13 +147,13 @@ def part_of(scene: Scene, split: str, rows: np.ndarray) -> Batches:
     return Batches(problem.family, problem.splits[split].select(np.sort(rows)), scene.workplace.device)
 
 
-def halves(scene: Scene, share: float) -> tuple[Batches, Batches]:
-    """The forgotten rows that the attacker holds, a `share` drawn by the seed, and the others, which are asked about."""
+def divided(scene: Scene, share: float) -> tuple[Batches, Batches]:
+    """The forgotten rows that the attacker holds, a `share` by a hash of their ids, and the others, which are asked about."""
     n = len(scene.problem.forget)
     count = max(1, round(share * n))
     if count >= n:
         raise Undefined(f"a share of {share} of {n} forgotten rows leaves none to measure on")
-    order = torch.randperm(n, generator=scene.workplace.generator(44)).numpy()
+    order = hash_order(scene.workplace.batches(scene.problem, "forget").ids)
     return part_of(scene, "forget", order[:count]), part_of(scene, "forget", order[count:])
 
 

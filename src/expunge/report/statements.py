@@ -69,7 +69,7 @@ PROPERTIES = (
         "Representation probes",
         "Hidden layers may still separate the forgotten examples although the outputs do not; no probe "
         "was trained on them.",
-        ("probe",),
+        ("probe", "linear-probe", "logit-lens"),
     ),
     Property(
         "Per-example membership attacks",
