@@ -179,11 +179,12 @@ def test_language_models_relearn_what_was_hidden_only(
     """Half of the people bring back the other half where they were silenced; not where they were never told."""
     assert knowledge(facts, facts.target, "forget").mean() > 0.9
     assert knowledge(facts, silenced, "forget").mean() < 0.3
-    attack = Relearning(budget=64)
+    attack = Relearning(budget=32, lr=0.002)
     back, *clean = (scores(attack, scene) for scene in (Scene(facts, silenced), *never_told))
     for found in clean:
         assert (back["relearning-knowledge"].value or 0) > (found["relearning-knowledge"].value or 1) + 0.2
         assert (back["relearning-time"].value or 99) < (found["relearning-time"].value or 0)
+        assert (back["relearning-steps"].value or 99) < 0.5 * (found["relearning-steps"].value or 0)
 
 
 def test_regressors_are_measured_by_their_error() -> None:
