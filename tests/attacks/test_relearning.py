@@ -101,9 +101,14 @@ def test_peak_and_area_by_hand() -> None:
         3: np.array([1.0, 1.0]),
         7: np.array([1.0, 0.0]),
     }
-    peak, area = Relearning(budget=7).recovered(curve)
+    peak, area, control = Relearning(budget=7).recovered(curve, {})
     assert area.value == pytest.approx((0.25 + 0.75 + 0.75) / 3)
     assert peak.value == 1 and peak.curve is not None and peak.curve.values == [0, 0.5, 1, 0.5]
+    assert control.status == "undefined"
+    # After 3 steps the model has lost half of what it should keep: the peak is one of the other steps.
+    kept = {step: np.array([1.0, 0.0 if step == 3 else 0.9]) for step in curve}
+    peak, _, control = Relearning(budget=7).recovered(curve, kept)
+    assert peak.value == 0.5 and control.value == 0.95
 
 
 def test_the_attacked_model_is_left_alone_and_the_seed_fixes_the_run(

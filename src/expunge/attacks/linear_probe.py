@@ -31,8 +31,9 @@ class LinearProbe(Attack):
 
     What is read is what the model's own head should answer: the label, the standardized value, or each token of a text's
     answer (its first `tokens` that do not stand in the prompt already, the end left out) from the state before it. The
-    probe is ridge regression on standardized states of one layer, to one-hot labels where there are classes, its penalty
-    chosen by leave-one-out on the training rows. It is trained on retained rows and one half of the forgotten rows and
+    probe is ridge regression on standardized states of one layer, its penalty chosen by leave-one-out on the training
+    rows; of classes to one-hot labels, every class weighing the same, so that naming the most frequent one, which may be
+    the forgotten one, gains nothing. It is trained on retained rows and one half of the forgotten rows and
     asked about the other half; then the halves change places.
 
     Layers are all but the head, and what the head itself reads. The layer is the one whose probe is best on the training
@@ -182,7 +183,10 @@ def _success(
         y = shuffle.permutation(y)
     if not values and len(np.unique(y)) < 2:
         return (gone.targets[asked] == y[0]).astype(np.float64)
-    probe: Any = make_pipeline(StandardScaler(), (RidgeCV if values else RidgeClassifierCV)(alphas=STRENGTHS))
+    ridge = (
+        RidgeCV(alphas=STRENGTHS) if values else RidgeClassifierCV(alphas=STRENGTHS, class_weight="balanced")
+    )
+    probe: Any = make_pipeline(StandardScaler(), ridge)
     said = probe.fit(x, y).predict(gone.layers[layer][asked])
     truth = gone.targets[asked]
     if not values:

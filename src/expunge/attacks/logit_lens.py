@@ -68,7 +68,7 @@ class LogitLens(Attack):
     def run(self, scene: Scene) -> list[Score]:  # noqa: D102
         family, base = scene.problem.family, innermost(scene.model)
         rows = scene.workplace.batches(scene.problem, "forget")
-        layers = hidden_layers(family, base)
+        layers = hidden_layers(family, base.to(rows.device))
         first: list[list[np.ndarray]] = [[] for _ in layers]
         likely: list[list[np.ndarray]] = [[] for _ in layers]
         final: str | None = None

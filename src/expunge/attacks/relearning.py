@@ -93,9 +93,9 @@ class Relearning(Attack):
         ),
         Measure(
             "relearning-knowledge",
-            "Mean knowledge of the same rows at the step of the recovery curve where it is largest, the untrained model "
-            "included. Where every row is trained on (share 1) any model comes to know them, and this says nothing. "
-            "Interval: t over rows.",
+            "Mean knowledge of the same rows at the step of the recovery curve where it is largest, step 0 included, among "
+            "those at which enough knowledge of retained rows is left. Where every row is trained on (share 1) any model "
+            "comes to know them, and this says nothing. Interval: t over rows.",
             "knowledge",
             title="Knowledge after relearning",
             low=0.0,
@@ -111,11 +111,12 @@ class Relearning(Attack):
             title="Knowledge during relearning",
             low=0.0,
             high=1.0,
+            margin=MARGIN,
         ),
         Measure(
             "relearning-retain",
-            "Control: mean knowledge of retained rows at the end of the training. A model that was destroyed, or cannot "
-            "learn any more, only seems to resist.",
+            "Control: mean knowledge of retained rows at the step that `relearning-knowledge` is taken from. A model that "
+            "was destroyed only seems to resist.",
             "knowledge",
             split="retain",
             title="Knowledge of retained rows after relearning",
@@ -151,6 +152,13 @@ class Relearning(Attack):
         ge=0,
         lt=1,
     )
+    keeps: float = param(
+        0.8,
+        "share of its knowledge of retained rows that the model must still have for a step to count",
+        source="ours",
+        ge=0,
+        le=1,
+    )
     unfreeze: bool = param(
         True,
         "open parameters that were frozen to resist; False is an attacker who trains through a service that keeps them so",
@@ -182,10 +190,12 @@ class Relearning(Attack):
             return np.where(counted, np.nan_to_num(knowledge(problem, model, asked, device)), np.nan)
 
         counted = np.isfinite(knowledge(problem, model, asked, device))
+        control = some_rows(scene, "retain", CONTROLS) if "retain" in problem.splits else None
         if not counted.any():
             raise Undefined("no row has anything to know, or the model has diverged")
         one_pass = math.ceil(len(held) / self.batch_size)
-        measured, levels, curve = _grid(self.budget), dict[int, float](), dict[int, np.ndarray]()
+        measured, levels = _grid(self.budget), dict[int, float]()
+        curve, kept = dict[int, np.ndarray](), dict[int, np.ndarray]()
         back: int | None = None
         for step in self.steps(scene, model, trained, held, max(one_pass, self.budget)):
             if aim > 0 and (back is None or step == one_pass):
@@ -194,12 +204,12 @@ class Relearning(Attack):
                     back = step
             if step in measured:
                 curve[step] = ask()
-        model.eval()
+                if control is not None:
+                    kept[step] = np.nan_to_num(knowledge(problem, model, control, device))
         return [
             *self.times(levels.get(one_pass), back, aim, len(own), problem.model is None),
             self.recovery_time(scene, asked, curve),
-            *self.recovered(curve),
-            self.retained(scene, model),
+            *self.recovered(curve, kept),
         ]
 
     def opened(self, scene: Scene, model: nn.Module) -> list[nn.Parameter]:
@@ -275,30 +285,29 @@ class Relearning(Attack):
             row_mean(restricted_times(sorted(curve), known >= (1 - self.margin) * aim[wanted] - ROUNDING)),
         )
 
-    def recovered(self, curve: dict[int, np.ndarray]) -> tuple[Score, Score]:
-        """Peak and area of the recovery curve, from the knowledge of the asked rows by step."""
+    def recovered(
+        self, curve: dict[int, np.ndarray], kept: dict[int, np.ndarray]
+    ) -> tuple[Score, Score, Score]:
+        """Peak and area of the recovery curve, and the control at the peak.
+
+        From the knowledge of the asked rows by step, and of retained rows where there are such.
+        """
         at = sorted(curve)
         known = np.stack([curve[step] for step in at])
         known = known[:, np.isfinite(known[0])]
         doublings = np.log2(1 + np.asarray(at, dtype=np.float64))
         areas = np.trapezoid(known, doublings, axis=0) / doublings[-1]
         means = [float(v) for v in known.mean(1)]
+        works = [not kept or kept[step].mean() >= self.keeps * kept[0].mean() for step in at]
+        peak = int(np.argmax(np.where(works, means, -1.0)))
         followed = Curve(over="steps", at=[float(step) for step in at], values=list(means))
         return (
-            self.score("relearning-knowledge", row_mean(known[int(np.argmax(means))]), followed),
+            self.score("relearning-knowledge", row_mean(known[peak]), followed),
             self.score("relearning-area", row_mean(areas)),
+            self.score("relearning-retain", row_mean(kept[at[peak]]))
+            if kept
+            else self.undefined("relearning-retain", "the problem has no 'retain' data"),
         )
-
-    def retained(self, scene: Scene, model: nn.Module) -> Score:
-        """Whether the model still works."""
-        if "retain" not in scene.problem.splits:
-            return self.undefined("relearning-retain", "the problem has no 'retain' data")
-        rows = some_rows(scene, "retain", CONTROLS)
-        values = knowledge(scene.problem, model, rows, scene.workplace.device)
-        values = values[np.isfinite(values)]
-        if not len(values):
-            return self.undefined("relearning-retain", "the model has diverged")
-        return self.score("relearning-retain", row_mean(values))
 
 
 def restricted_times(at: list[int], known: np.ndarray) -> np.ndarray:

@@ -49,7 +49,7 @@ def hidden_states(
     family: Family, model: nn.Module, rows: Batches, layers: Sequence[str], where: Where
 ) -> States:
     """States of `layers`, `BEFORE_HEAD` perhaps among them, at the positions `where`, in eval mode."""
-    model.eval()
+    model.to(rows.device).eval()
     found: dict[str, list[np.ndarray]] = {layer: [] for layer in layers}
     targets, numbers, read = [], [], list[Tensor]()
     head = model.get_submodule(family.head(model))
@@ -80,6 +80,8 @@ def aligned(family: Family, hidden: Tensor, batch: Batch) -> Tensor:
 
     Activations of sequences cover all tokens, and the one before a token predicts it; elsewhere positions are averaged.
     """
+    if len(hidden) != len(batch):
+        hidden = hidden.expand(len(batch), -1, -1)  # what says positions is the same for every row
     return hidden[:, -batch.targets.shape[1] - 1 : -1] if family.sequences else hidden.mean(1, keepdim=True)
 
 
