@@ -13,7 +13,7 @@ from torch import Tensor
 
 from expunge.attacks.base import Attack, Measure, Scene
 from expunge.attacks.states import BEFORE_HEAD, States, answers, hidden_layers, hidden_states
-from expunge.attacks.tampering import MARGIN, some_rows
+from expunge.attacks.tampering import MARGIN, require_finite, some_rows
 from expunge.families import Batch, Family
 from expunge.families.models import innermost
 from expunge.metrics.base import Estimate, Undefined
@@ -93,6 +93,7 @@ class LinearProbe(Attack):
 
     def run(self, scene: Scene) -> list[Score]:  # noqa: D102
         family, base = scene.problem.family, innermost(scene.model)
+        require_finite(base)
         forget, retain = (
             scene.workplace.batches(scene.problem, "forget"),
             some_rows(scene, "retain", self.rows),

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from expunge.attacks.base import Attack, Measure, Scene
 from expunge.attacks.states import PER_BATCH, aligned, answers, hidden_layers
-from expunge.attacks.tampering import MARGIN, row_mean
+from expunge.attacks.tampering import MARGIN, require_finite, row_mean
 from expunge.families import Batch, Family
 from expunge.families.base import captured
 from expunge.families.models import innermost
@@ -67,6 +67,7 @@ class LogitLens(Attack):
 
     def run(self, scene: Scene) -> list[Score]:  # noqa: D102
         family, base = scene.problem.family, innermost(scene.model)
+        require_finite(base)
         rows = scene.workplace.batches(scene.problem, "forget")
         layers = hidden_layers(family, base.to(rows.device))
         first: list[list[np.ndarray]] = [[] for _ in layers]

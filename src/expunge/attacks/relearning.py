@@ -12,7 +12,7 @@ from torch import nn
 
 from expunge.attacks.base import Attack, Measure, Scene
 from expunge.attacks.knowledge import knowledge
-from expunge.attacks.tampering import MARGIN, divided, part_of, row_mean, some_rows
+from expunge.attacks.tampering import MARGIN, divided, part_of, require_finite, row_mean, some_rows
 from expunge.evidence import collect
 from expunge.families import Batches
 from expunge.families.models import clone
@@ -180,6 +180,7 @@ class Relearning(Attack):
 
     def run(self, scene: Scene) -> list[Score]:  # noqa: D102
         problem, device = scene.problem, scene.workplace.device
+        require_finite(scene.model)
         held, own, asked = self.divide(scene)
         aim = 0.0 if problem.model is None else _level(scene, problem.model, own)
         model = clone(scene.model).to(device)
@@ -192,7 +193,7 @@ class Relearning(Attack):
         counted = np.isfinite(knowledge(problem, model, asked, device))
         control = some_rows(scene, "retain", CONTROLS) if "retain" in problem.splits else None
         if not counted.any():
-            raise Undefined("no row has anything to know, or the model has diverged")
+            raise Undefined("no row has anything to know, or the model's answers are not finite")
         one_pass = math.ceil(len(held) / self.batch_size)
         measured, levels = _grid(self.budget), dict[int, float]()
         curve, kept = dict[int, np.ndarray](), dict[int, np.ndarray]()
@@ -239,6 +240,8 @@ class Relearning(Attack):
             with torch.enable_grad():
                 loss = family.nll(family.forward(model, batch), batch) / family.terms(batch).clamp(min=1)
                 loss.mean().backward()
+            if not torch.isfinite(loss).all():
+                raise Undefined(f"the training diverged at step {step + 1}; give a lower learning rate")
             optimizer.step()
             yield step + 1
 
@@ -329,9 +332,9 @@ def _grid(budget: int) -> set[int]:
 def _nearest(scene: Scene) -> Batches:
     """As many retained rows as there are forgotten ones: the nearest, of their groups where there are such."""
     problem, device = scene.problem, scene.workplace.device
-    forget, retain = (scene.workplace.batches(problem, s) for s in ("forget", "retain"))
-    if not len(retain):
+    if "retain" not in problem.splits:
         raise Undefined("the problem has no 'retain' data, of which the related rows are taken")
+    forget, retain = (scene.workplace.batches(problem, s) for s in ("forget", "retain"))
     candidates = np.arange(len(retain))
     if forget.groups is not None and retain.groups is not None:
         same = np.flatnonzero(np.isin(retain.groups, np.unique(forget.groups)))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch
 from torch import nn
 
 from expunge.attacks.base import Attack, Measure, Scene
@@ -98,11 +99,12 @@ class Tampering(Attack):
         return scene.workplace.batches(scene.problem, "forget")
 
     def run(self, scene: Scene) -> list[Score]:  # noqa: D102
+        require_finite(scene.model)
         forget, retain = self.asked(scene), some_rows(scene, "retain", self.rows)
         before = self._ask(scene, scene.model, forget, retain)
         counted = np.isfinite(before.forget)
         if not counted.any() or not np.isfinite(before.retain):
-            raise Undefined("no row has anything to know, or the model has diverged")
+            raise Undefined("no row has anything to know, or the model's answers are not finite")
         best, along = before, dict[float, float | None]()
         for at, changed in self.variants(scene):
             found = self._ask(scene, changed, forget, retain)
@@ -133,6 +135,12 @@ class Tampering(Attack):
 def row_mean(values: np.ndarray) -> Estimate:
     """Mean over rows with its t interval."""
     return Estimate(float(values.mean()), len(values), t_interval(values, over="rows"))
+
+
+def require_finite(model: nn.Module) -> None:
+    """Raise Undefined where weights are not finite: such a model has answers, but they mean nothing."""
+    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+        raise Undefined("the model has weights that are not finite; it has diverged")
 
 
 def some_rows(scene: Scene, split: str, most: int) -> Batches:
