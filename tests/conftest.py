@@ -11,6 +11,8 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+# What worlds make once and keep, such as judges of images: shared by all test runs of this checkout.
+os.environ.setdefault("EXPUNGE_CACHE", str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "expunge"))
 
 
 @pytest.fixture(autouse=True, scope="session")

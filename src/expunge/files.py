@@ -138,3 +138,15 @@ def read_json(path: Path) -> Any:
 def finite(value: float | None) -> float | None:
     """`value`, or None where it is NaN or infinite: JSON has neither, and undefined is never 0."""
     return value if value is not None and math.isfinite(value) else None
+
+
+CACHE = "cache:"
+"""Begins the name of a file or folder in expunge's own cache, so that records hold no path of one machine."""
+
+
+def cached(name: str | Path) -> Path:
+    """The path that `name` means: with ``cache:`` in front, below ``$EXPUNGE_CACHE``, else ``~/.cache/expunge``."""
+    if not str(name).startswith(CACHE):
+        return Path(name)
+    home = os.environ.get("EXPUNGE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "expunge"
+    return Path(home).expanduser() / str(name).removeprefix(CACHE)

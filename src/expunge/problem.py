@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -52,6 +52,39 @@ class Training(Parameters):
 
 
 @dataclass(frozen=True)
+class Concept:
+    """What is to be forgotten, named by prompts instead of rows.
+
+    Attributes:
+        name: what reports call it.
+        prompts: prompts that ask for it.
+        anchors: for each of them, the prompt whose answer should come instead.
+        preserve: prompts whose answers must stay as they are.
+    """
+
+    name: str
+    prompts: tuple[str, ...]
+    anchors: tuple[str, ...]
+    preserve: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.prompts or any(not p.strip() for p in self.prompts):
+            raise BadInput(f"concept '{self.name}': a prompt is empty; say in words what is to be forgotten")
+        if len(self.anchors) != len(self.prompts):
+            raise BadInput(
+                f"concept '{self.name}': {len(self.prompts)} prompts need as many anchors, got {len(self.anchors)}"
+            )
+        same = [p for p, a in zip(self.prompts, self.anchors, strict=True) if p == a]
+        if same:
+            raise BadInput(
+                f"concept '{self.name}': '{same[0]}' is its own anchor; name something else to show"
+            )
+        both = set(self.prompts) & set(self.preserve)
+        if both:
+            raise BadInput(f"concept '{self.name}': '{min(both)}' is to be forgotten and to be kept")
+
+
+@dataclass(frozen=True)
 class Problem:
     """What is asked of a forgetting method, and what its answer is judged on.
 
@@ -69,6 +102,7 @@ class Problem:
         retrained: a model trained without the forget set, where one is given; retraining then hands it out.
         scope: what the forget set is, in words.
         source: where data and model came from, for records.
+        concept: what is to be forgotten as prompts, where it has a name.
     """
 
     name: str
@@ -84,6 +118,7 @@ class Problem:
     retrained: nn.Module | None = None
     scope: str = ""
     source: Mapping[str, Any] = field(default_factory=dict)
+    concept: Concept | None = None
 
     def __post_init__(self) -> None:
         ids = self.train["id"][:] if "id" in self.train.column_names else None
@@ -155,7 +190,9 @@ class Problem:
     @cached_property
     def fingerprint(self) -> str:
         """Fingerprint of data, split, family, architecture, recipe and start; not of the model."""
-        start = {} if self.start is None else {"start": fingerprint(self.start)}
+        start: dict[str, Any] = {} if self.start is None else {"start": fingerprint(self.start)}
+        if self.concept is not None:
+            start["concept"] = asdict(self.concept)
         return digest(
             {
                 **start,
@@ -221,6 +258,8 @@ class Problem:
             offered.add("architecture")
         if self.recipe is not None:
             offered.add("recipe")
+        if self.concept is not None:
+            offered.add("concept")
         return offered
 
     def card(self) -> dict[str, Any]:

@@ -23,6 +23,10 @@ KNOWLEDGE: dict[str, tuple[str, tuple[str, ...]]] = {
         "tokens before (exact memorization)",
         ("token_correct", "ends"),
     ),
+    "diffusion": (
+        "1 where the judge sees in the image sampled from the row's prompt what it asks for of the concept's attribute, else 0",
+        ("concept_correct",),
+    ),
 }
 """By family: the definition, and the quantities that it is read from."""
 
@@ -57,4 +61,5 @@ def knowledge_of(family: Family, evidence: Evidence) -> np.ndarray:
         return np.asarray([exact_memorization(row) for row in answer_tokens(evidence, "token_correct")])
     if isinstance(family, Regressor):
         return 1 / (1 + evidence["absolute_error"].astype(np.float64) / float(np.mean(family.scale)))
-    return evidence["correct"].astype(np.float64)
+    (quantity,) = KNOWLEDGE[family.name][1]
+    return evidence[quantity].astype(np.float64)

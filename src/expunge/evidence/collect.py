@@ -87,7 +87,7 @@ def collect(
 ) -> Evidence:
     """One forward pass of `model` over `dataset`, in eval mode, for the union of `quantities`.
 
-    Beside it, where texts are among them, one generation pass.
+    Beside it, where texts or images are among them, one generation pass.
 
     `batches` are the data set's, where they exist already: several models are then measured on one collated copy.
     """
@@ -124,8 +124,8 @@ def collect(
         columns[name] = _arrow(value.numpy())
     for name, ragged in tokens.items():
         columns[name] = _ragged(ragged)
-    for name, lines in said.items():
-        columns[name] = pa.array(lines, pa.string())
+    for name, found in said.items():
+        columns[name] = _arrow(found) if isinstance(found, np.ndarray) else pa.array(found, pa.string())
     return Evidence(pa.table(columns))
 
 

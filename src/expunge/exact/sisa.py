@@ -49,6 +49,7 @@ class SISA(Method):
     """
 
     name = "sisa"
+    families = frozenset({"classifier", "regressor", "causal_lm"})
     paper = "Bourtoule et al., IEEE S&P 2021, arXiv:1912.03817"
     kind = "exact"
     guarantee = "bitwise"
@@ -68,13 +69,6 @@ class SISA(Method):
     lora: LoRA | None = param(
         None, "train adapters on a shared frozen base; None trains whole models", source="ours"
     )
-
-    @classmethod
-    def obstacles(cls, problem: Problem) -> list[str]:  # noqa: D102
-        found = super().obstacles(problem)
-        if problem.family.likelihood != "exact":
-            found.append(f"it needs an exact likelihood, which {problem.family.name} has not")
-        return found
 
     def produce(self, problem: Problem, model: nn.Module, workplace: Workplace) -> nn.Module:  # noqa: D102
         stages = Stages.of(problem, self.slices, workplace.seed, workplace.device, lora=self.lora)

@@ -9,6 +9,7 @@ from expunge.families.base import Batch, Family, Outputs, metered
 from expunge.families.batches import Batches
 from expunge.families.causal_lm import CausalLM
 from expunge.families.classifier import Classifier
+from expunge.families.diffusion import Diffusion
 from expunge.families.generation import Generation
 from expunge.families.images import Images
 from expunge.families.inputs import Inputs, Table, Text
@@ -16,8 +17,8 @@ from expunge.families.models import Architecture
 from expunge.families.prompts import Template
 from expunge.families.regressor import Regressor
 
-FAMILIES: dict[str, type[Classifier] | type[Regressor] | type[CausalLM]] = {
-    f.name: f for f in (Classifier, Regressor, CausalLM)
+FAMILIES: dict[str, type[Classifier] | type[Regressor] | type[CausalLM] | type[Diffusion]] = {
+    f.name: f for f in (Classifier, Regressor, CausalLM, Diffusion)
 }
 
 
@@ -36,6 +37,7 @@ __all__ = [
     "Batches",
     "CausalLM",
     "Classifier",
+    "Diffusion",
     "Family",
     "Generation",
     "Images",

@@ -114,10 +114,12 @@ class Family(ABC):
     """What `nll` means. Methods and metrics that need an exact one say so."""
     sequences: ClassVar[bool] = False
     """Whether examples have different numbers of positions, so that batches show different parts of them."""
+    redraws: ClassVar[bool] = False
+    """Whether part of what the model is asked is random and drawn anew at every visit of a row in training."""
     quantities: ClassVar[Mapping[str, str]]
     """What one evidence pass can yield: name to definition."""
     generated: ClassVar[frozenset[str]] = frozenset()
-    """Those of them that are texts, one per example, and come from `generate` instead of the forward pass."""
+    """Those of them that come from `generate`, such as texts and images, instead of the forward pass."""
     relabelings: ClassVar[Mapping[str, str]]
     """Which `how` `relabel` knows: name to definition."""
 
@@ -174,9 +176,17 @@ class Family(ABC):
 
     def generate(
         self, model: nn.Module, dataset: Dataset, quantities: Sequence[str], batch_size: int
-    ) -> dict[str, list[str]]:
-        """The asked quantities of `generated`, a text per row; `model` is in eval mode."""
-        raise BadInput(f"{self.name} generates no text")
+    ) -> dict[str, Any]:
+        """The asked quantities of `generated`, texts or an array `[n]` or `[n, d]`; `model` is in eval mode."""
+        raise BadInput(f"{self.name} generates nothing")
+
+    def redraw(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """The batch with what is random drawn anew, where `redraws`."""
+        return batch
+
+    def arrange(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Activations of one layer, `[B, positions, d]`, of what was caught: `[N, positions, d]`, where N is not B."""
+        return hidden
 
     def at_once(self, positions: int) -> int | None:
         """Most examples of `positions` positions each that a pass without gradients takes at once; None: any number."""
@@ -197,7 +207,7 @@ class Family(ABC):
         else:
             with captured(model, hidden) as caught:
                 prediction = self.predict(model, asked)
-            outputs = Outputs(prediction, dict(caught))
+            outputs = Outputs(prediction, {k: self.arrange(v, asked) for k, v in caught.items()})
         return outputs if len(batch) else outputs.select(torch.arange(0))
 
     def layers(self, model: nn.Module) -> list[str]:

@@ -89,12 +89,12 @@ AUTO_CLASSES = {
 class Architecture(Parameters):
     """How to build a model with fresh weights, as plain data."""
 
-    kind: Literal["builtin", "transformers", "module", "composed"] = Field(
+    kind: Literal["builtin", "transformers", "diffusers", "module", "composed"] = Field(
         description="where the class comes from"
     )
     name: str = Field(
         description="builtin: mlp or cnn; transformers: a task such as image-classification; "
-        "module: package.module:factory; composed: combined or gated"
+        "diffusers: text-to-image; module: package.module:factory; composed: combined or gated"
     )
     options: dict[str, Any] = Field(
         default_factory=dict,
@@ -130,6 +130,10 @@ class Architecture(Parameters):
             return model
         if self.kind == "composed":
             return _rebuilt(self.name, self.options)
+        if self.kind == "diffusers":
+            from expunge.families.pipelines import DiffusionModel
+
+            return DiffusionModel.build(**self.options)
         import transformers
 
         if self.name not in AUTO_CLASSES:

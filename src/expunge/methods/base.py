@@ -37,6 +37,7 @@ NEEDS = {
     "architecture": "a model whose architecture can be built afresh",
     "recipe": "the recipe the target was trained with",
     "labels": "labels of the forget set",
+    "concept": "a concept named by prompts",
 }
 """What a method can ask for, and how an error calls it."""
 

@@ -116,6 +116,22 @@ class Frozen:
         with torch.no_grad():
             return self._family.nll(self.outputs(split, rows, batch), batch)
 
+    def ask(self, batch: Batch) -> Outputs:
+        """Outputs on rows of no split, such as other questions about the same; the model must be called live."""
+        if self._model is None:
+            raise ExpungeError(
+                "a frozen model whose outputs are stored cannot be asked anything else; keep it live"
+            )
+        with torch.no_grad():
+            return self._family.forward(self._model, batch, self._hidden)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model itself, where it is called live."""
+        if self._model is None:
+            raise ExpungeError("a frozen model whose outputs are stored has been let go; keep it live")
+        return self._model
+
     def outputs(self, split: Split, rows: Tensor, batch: Batch) -> Outputs:
         """Outputs for the given rows of `split`; `batch` holds the same rows."""
         if self._adapters is not None:

@@ -54,6 +54,7 @@ class LAF(Edit):
     """
 
     name = "laf"
+    families = frozenset({"classifier", "regressor", "causal_lm"})
     paper = "Shen et al., ICLR 2024, arXiv:2404.00506"
     needs = frozenset({"retain"})
 

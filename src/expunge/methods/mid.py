@@ -51,6 +51,7 @@ class Mid(Objective):
     """
 
     name = "mid"
+    families = frozenset({"classifier", "regressor", "causal_lm"})
     adapters = False
     paper = "Wang et al., AAAI 2021, arXiv:2009.05241"
     needs = frozenset({"retain", "labels"})

@@ -79,7 +79,8 @@ class State:
             splits,
             hidden,
             likelihoods,
-            precompute=self.workplace.reference == "precompute",
+            # What is asked anew at every visit cannot be answered beforehand.
+            precompute=self.workplace.reference == "precompute" and not family.redraws,
             # Sequences are long: a pass that stores must not need more memory than one that trains.
             batch_size=min(256, self.rows_per_pass) if family.sequences else 256,
         )
@@ -120,6 +121,10 @@ class Turn:
         self.batches: dict[Split, Batch] = {
             s: state.sources[s].take(chosen) for s, chosen in self.rows.items()
         }
+        if (family := state.problem.family).redraws:
+            for number, (split, batch) in enumerate(self.batches.items()):
+                generator = state.workplace.generator(*purpose, 1009 + number)
+                self.batches[split] = family.redraw(batch, generator)
         self._relabeled: dict[tuple[Split, str], Batch] = {}
         self._positions: dict[Split, Tensor] = {}
 

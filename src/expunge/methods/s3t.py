@@ -53,6 +53,7 @@ class S3T(Method, Training):
     """
 
     name = "s3t"
+    families = frozenset({"classifier", "regressor", "causal_lm"})
     paper = "Basu Roy Chowdhury et al., ICLR 2025, arXiv:2406.16257"
     kind = "exact"
     guarantee = "bitwise"
@@ -96,8 +97,6 @@ class S3T(Method, Training):
     @classmethod
     def obstacles(cls, problem: Problem) -> list[str]:  # noqa: D102
         found = super().obstacles(problem)
-        if problem.family.likelihood != "exact":
-            found.append(f"it needs an exact likelihood, which {problem.family.name} has not")
         if problem.model is not None and not layer_groups(
             problem.model, problem.family.head(problem.model), LoRA(), 1
         ):

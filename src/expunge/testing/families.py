@@ -146,11 +146,14 @@ def _batching(problem: Problem, family: Family, model: nn.Module) -> None:
     names = [q for q in family.quantities if "LAYER" not in q]
     one = collect(family, model, problem.forget, names, batch_size=3)
     two = collect(family, model, problem.forget, names, batch_size=1000)
-    for name in family.generated:
-        require(one[name].tolist() == two[name].tolist(), f"'{name}' differs between batch sizes")
-    for name in set(names) - family.generated:
+    for name in names:
+        if one[name].dtype == object and isinstance(one[name][0], str):
+            require(one[name].tolist() == two[name].tolist(), f"'{name}' differs between batch sizes")
+            continue
         gap = float(np.abs(_flat(one[name]) - _flat(two[name])).max())
-        require(gap < 1e-4, f"quantity '{name}' differs by {gap:.1e} between batch sizes")
+        # Pixels are whole numbers; one that lies between two may be rounded either way.
+        allowed = 1.0 if one[name].dtype == np.uint8 else 1e-4
+        require(gap <= allowed, f"quantity '{name}' differs by {gap:.1e} between batch sizes")
 
 
 def _flat(values: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from expunge.families import Architecture, CausalLM, Classifier, Regressor, Tabl
 from expunge.methods.base import Method, Workplace
 from expunge.methods.loop import fit
 from expunge.problem import Problem, Training
+from expunge.testing.pictures import tiny_diffusion
 
 COLUMNS = ["a", "b", "c", "d"]
 
@@ -129,7 +130,9 @@ def _sparse_causal_lm() -> Problem:
     )
 
 
-_MAKERS = {"classifier": _classifier, "regressor": _regressor, "causal_lm": _causal_lm}
+_MAKERS = {
+    "classifier": _classifier, "regressor": _regressor, "causal_lm": _causal_lm, "diffusion": tiny_diffusion,
+}  # fmt: skip
 _SPARSE = {"causal_lm": _sparse_causal_lm}
 
 

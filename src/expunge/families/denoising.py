@@ -1,0 +1,96 @@
+"""Sampling: from a prompt and its own noise to an image, batched, the same whatever the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from expunge.families.base import count_examples
+from expunge.families.models import innermost
+from expunge.families.noise import row_seed
+from expunge.families.pipelines import DiffusionModel
+
+if TYPE_CHECKING:
+    from expunge.families.diffusion import Diffusion
+
+
+def starting_noise(family: Diffusion, ids: Sequence[str]) -> Tensor:
+    """`[n, C, h, w]` noise that sampling starts from, fixed by each row's id: models are compared on the same noise."""
+    drawn = [
+        np.random.default_rng([1, row_seed(name)]).standard_normal(family.size, dtype=np.float32)
+        for name in ids
+    ]
+    return torch.from_numpy(np.stack(drawn)).unflatten(1, family.shape)
+
+
+def sample(
+    family: Diffusion, model: nn.Module, prompts: Sequence[str], noise: Tensor, batch_size: int = 64
+) -> Tensor:
+    """Images `[n, 3, H, W]` in -1 to 1, one for each prompt, from `noise` (`[n, C, h, w]`).
+
+    Deterministic DDIM with the family's steps and guidance; with guidance each row of a batch goes through twice.
+    """
+    inner = cast(DiffusionModel, innermost(model))
+    ids = family.tokens(prompts).to(next(inner.parameters()).device)
+    count_examples(len(prompts))
+    made = []
+    for rows in torch.arange(len(prompts)).split(batch_size):
+        latents, _ = sample_latents(family, inner, ids[rows], noise[rows])
+        with torch.inference_mode():
+            made.append(inner.decode(latents))
+    return torch.cat(made).clone()
+
+
+@torch.no_grad()
+def sample_latents(
+    family: Diffusion,
+    model: nn.Module,
+    input_ids: Tensor,
+    noise: Tensor,
+    *,
+    guidance: float | None = None,
+    until: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Latents `[B, C, h, w]` after `until` steps (all where None), and the timestep `[]` at which they are then.
+
+    Args:
+        family: says schedule, steps and guidance.
+        model: a `DiffusionModel`.
+        input_ids: `[B, L]` prompts.
+        noise: `[B, C, h, w]` to begin with.
+        guidance: instead of the family's; 1 is none.
+        until: stop after so many steps; 0 returns the noise and the first timestep.
+    """
+    inner = cast(DiffusionModel, innermost(model))
+    device = next(inner.parameters()).device
+    scale = family.guidance if guidance is None else guidance
+    latents = noise.to(device)
+    if scale == 1:
+        conditions = inner.encode(input_ids)
+    else:
+        empty = family.tokens([""]).to(device).expand_as(input_ids)
+        conditions = inner.encode(torch.cat([empty, input_ids]))
+    scheduler = family.noise.sampler(family.steps)
+    timesteps = scheduler.timesteps.to(device)
+    for t in timesteps[:until]:
+        if scale == 1:
+            said = inner.denoise(latents, t.expand(len(latents)), conditions)
+        else:
+            doubled = torch.cat([latents, latents])
+            without, named = inner.denoise(doubled, t.expand(len(doubled)), conditions).chunk(2)
+            said = without + scale * (named - without)
+        latents = scheduler.step(said, t, latents, return_dict=False)[0]
+    done = len(timesteps) if until is None else until
+    return latents, timesteps[min(done, len(timesteps) - 1)]
+
+
+def decoded(model: nn.Module, latents: Tensor, batch_size: int = 64) -> Tensor:
+    """Images `[n, 3, H, W]` in -1 to 1 of latents `[n, C, h, w]`."""
+    inner = cast(DiffusionModel, innermost(model))
+    device = next(inner.parameters()).device
+    with torch.inference_mode():
+        return torch.cat([inner.decode(part.to(device)) for part in latents.split(batch_size)]).clone()

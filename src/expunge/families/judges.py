@@ -1,0 +1,79 @@
+"""Judges: image classifiers that say what a generated image shows."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from expunge.errors import BadInput
+from expunge.files import cached
+
+
+class Judgment(NamedTuple):
+    """What a judge says of images."""
+
+    logp: np.ndarray
+    """`[n, C]` log-probability of each class."""
+    features: np.ndarray
+    """`[n, d]` what enters the judge's last linear layer."""
+
+
+class Judge:
+    """An image classifier in a folder, of expunge or of `transformers`, that names one attribute of an image.
+
+    Args:
+        column: the attribute; rows of data name its true value in the column of this name.
+        folder: where the classifier is; ``cache:NAME`` for one that expunge made and keeps.
+        classes: names of its outputs, in order.
+    """
+
+    def __init__(self, column: str, folder: str, classes: list[str]) -> None:
+        self.column, self.folder, self.classes = column, folder, list(classes)
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that makes the same judge again, its weights by fingerprint."""
+        return {"column": self.column, "folder": self.folder, "classes": self.classes}
+
+    @cached_property
+    def _loaded(self) -> tuple[torch.nn.Module, Any]:
+        # The loaders know all families, this one included.
+        from expunge.families import Classifier, restore_family
+        from expunge.families.models import load_folder
+
+        folder = cached(self.folder)
+        if not (folder / "expunge.json").is_file():
+            raise BadInput(f"there is no judge of '{self.column}' at '{folder}'; make the problem anew")
+        model, _, record = load_folder(folder)
+        family = restore_family(record["family"])
+        if not isinstance(family, Classifier):
+            raise BadInput(f"'{self.folder}' holds a {family.name}; a judge is a classifier of images")
+        return model.eval().requires_grad_(False), family
+
+    def judge(self, images: Tensor, batch_size: int = 256) -> Judgment:
+        """What it says of `[n, 3, H, W]` images in -1 to 1."""
+        model, family = self._loaded
+        head = model.get_submodule(family.head(model))
+        seen: list[Tensor] = []
+        handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(1)))
+        pixels = ((images.clamp(-1, 1) + 1) / 2).float().cpu()
+        logp: list[Tensor] = []
+        try:
+            with torch.inference_mode():
+                for part in pixels.split(batch_size):
+                    encoded = family.inputs.encode({family.inputs.column: list(part.numpy())})
+                    logp.append(torch.log_softmax(model(*encoded.values()).float(), -1))
+        finally:
+            handle.remove()
+        return Judgment(torch.cat(logp).numpy(), torch.cat(seen).numpy())
+
+    def number(self, name: str) -> int:
+        """Position of the class `name`."""
+        if name not in self.classes:
+            raise BadInput(
+                f"the judge of '{self.column}' does not know '{name}'; it knows {', '.join(self.classes)}"
+            )
+        return self.classes.index(name)

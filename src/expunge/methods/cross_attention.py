@@ -1,0 +1,71 @@
+"""Where text enters a denoiser: the key and value projections of cross-attention, and the embeddings that they read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from expunge.errors import BadInput
+from expunge.families import Diffusion
+from expunge.families.pipelines import DiffusionModel, cross_attention
+
+Rows = Literal["last", "all"]
+
+
+def projections(model: DiffusionModel) -> list[nn.Linear]:
+    """Key and value projections of all cross-attention modules, in order; under an adapter, the layers below it.
+
+    Raises:
+        BadInput: there are none, or keys and values are fused into one matrix.
+    """
+    fused = [
+        name for name, m in cross_attention(model.unet).items() if getattr(m, "fused_projections", False)
+    ]
+    if fused:
+        raise BadInput(
+            f"'{fused[0]}' has its projections fused; call unfuse_qkv_projections on the model first"
+        )
+    found = [getattr(m, "base_layer", m) for m in cross_attention(model.unet, "to_k", "to_v").values()]
+    if not found:
+        raise BadInput("the denoiser has no cross-attention, so text cannot be edited where it enters")
+    return found
+
+
+def prompt_rows(
+    family: Diffusion, model: DiffusionModel, prompts: Sequence[str], anchors: Sequence[str], which: Rows
+) -> tuple[Tensor, Tensor]:
+    """`[n, d]` embeddings of `prompts` and of their `anchors`, position by position, float64.
+
+    ``last`` takes of each prompt its last word, the position before the end token (the start token of an empty prompt);
+    ``all`` takes every position, padding included.
+    """
+    if not prompts:
+        width = model.text_encoder.config.hidden_size  # pyright: ignore
+        return torch.zeros(0, width, dtype=torch.float64), torch.zeros(0, width, dtype=torch.float64)
+    return _rows(family, model, prompts, which), _rows(family, model, anchors, which)
+
+
+@torch.no_grad()
+def _rows(family: Diffusion, model: DiffusionModel, prompts: Sequence[str], which: Rows) -> Tensor:
+    device = next(model.parameters()).device
+    ids = family.tokens(prompts).to(device)
+    embedded = model.encode(ids).double()
+    if which == "all":
+        return embedded.flatten(0, 1)
+    last = last_word(family, ids)
+    blank = [p for p, place in zip(prompts, last.tolist(), strict=True) if place == 0 and p.strip()]
+    if blank:
+        raise BadInput(
+            f"'{blank[0]}' has no token of its own in this tokenizer; name the concept in other words"
+        )
+    return embedded[torch.arange(len(ids), device=device), last]
+
+
+def last_word(family: Diffusion, ids: Tensor) -> Tensor:
+    """`[n]` position before the first end token of each prompt; 0 where nothing but start and end is there."""
+    ends = ids == family.tokenizer.eos_token_id
+    first = torch.where(ends.any(1), ends.int().argmax(1), ids.shape[1])
+    return (first - 1).clamp(min=0)
