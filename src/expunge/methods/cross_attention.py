@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,8 @@ def projections(model: DiffusionModel) -> list[nn.Linear]:
         raise BadInput(
             f"'{fused[0]}' has its projections fused; call unfuse_qkv_projections on the model first"
         )
-    found = [getattr(m, "base_layer", m) for m in cross_attention(model.unet, "to_k", "to_v").values()]
+    parts = cross_attention(model.unet, "to_k", "to_v").values()
+    found = [cast(nn.Linear, getattr(m, "base_layer", m)) for m in parts]
     if not found:
         raise BadInput("the denoiser has no cross-attention, so text cannot be edited where it enters")
     return found
@@ -43,7 +44,7 @@ def prompt_rows(
     ``all`` takes every position, padding included.
     """
     if not prompts:
-        width = model.text_encoder.config.hidden_size  # pyright: ignore
+        width = projections(model)[0].in_features
         return torch.zeros(0, width, dtype=torch.float64), torch.zeros(0, width, dtype=torch.float64)
     return _rows(family, model, prompts, which), _rows(family, model, anchors, which)
 

@@ -6,6 +6,8 @@ attribute is the one that is to be forgotten in part (a style), and the *context
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from expunge.metrics.base import Estimate, Readings, Undefined, finite_values, mean_estimate, metric
@@ -154,12 +156,11 @@ def kernel_distance(first: np.ndarray, second: np.ndarray) -> float:
     return within(one) + within(two) - 2 * float(kernel(one, two).mean())
 
 
-def _distance(readings: Readings, measure: object) -> Estimate:
+def _distance(readings: Readings, measure: Callable[[np.ndarray, np.ndarray], float]) -> Estimate:
     evidence = readings.model
     drawn, real = (finite_values(evidence[q], q) for q in ("judge_features", "image_features"))
     if len(drawn) < 2:
         raise Undefined("one image has no distribution; at least 2 are needed")
-    assert callable(measure)
     by_class = {}
     if (groups := evidence.groups) is not None:
         counted = {g: groups == g for g in np.unique(groups)}

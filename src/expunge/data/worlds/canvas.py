@@ -135,7 +135,7 @@ def tokenizer() -> Any:
             left += right
             vocabulary.append(left)
     numbers = {token: i for i, token in enumerate(dict.fromkeys(vocabulary))}
-    return CLIPTokenizer(vocab=numbers, merges=list(dict.fromkeys(merges)), model_max_length=LENGTH)
+    return CLIPTokenizer(vocab=numbers, merges=list(dict.fromkeys(merges)), model_max_length=LENGTH)  # pyright: ignore
 
 
 def cells(styles: Sequence[str], things: Sequence[str]) -> list[tuple[str, str]]:
