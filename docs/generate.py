@@ -3,6 +3,7 @@
     python docs/generate.py                                  reference pages, and the marked blocks of other pages
     python docs/generate.py --check                          exit 1 where a marked block is not current
     python docs/generate.py --results runs/demo/scores.json  docs/results.md; of another study docs/results-NAME.md
+    python docs/generate.py --meta meta/*.json               docs/meta-evaluation.md
 
 A marked block stands between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``. The pages under docs/reference are
 not kept in version control.
@@ -17,7 +18,7 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS))
 
-from writers import reference, results, schema  # noqa: E402
+from writers import meta_evaluation, reference, results, schema  # noqa: E402
 
 BLOCKS = {
     "methods": (DOCS.parent / "README.md", reference.methods_by_family),
@@ -65,6 +66,13 @@ def main() -> None:
     parser.add_argument(
         "--results", type=Path, metavar="SCORES", help="write the page of results from this scores.json"
     )
+    parser.add_argument(
+        "--meta",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="write the page of meta-evaluations from these files",
+    )
     given = parser.parse_args()
     if given.check:
         found = stale()
@@ -72,6 +80,9 @@ def main() -> None:
     if given.results:
         name, text = results.page(given.results)
         (DOCS / ("results.md" if name == "demo" else f"results-{name}.md")).write_text(text)
+        return
+    if given.meta:
+        (DOCS / "meta-evaluation.md").write_text(meta_evaluation.page(given.meta))
         return
     for name, (path, write) in BLOCKS.items():
         path.write_text(refreshed(path.read_text(), name, write()))

@@ -10,7 +10,7 @@ import warnings
 import typer
 
 from expunge.cli import app as web
-from expunge.cli import audit, compare, find, forget, inspect, ledger, plan, report, run
+from expunge.cli import audit, compare, find, forget, inspect, ledger, meta, plan, report, run
 from expunge.errors import ExpungeError
 
 app = typer.Typer(
@@ -33,6 +33,9 @@ app.command(
 app.add_typer(ledger.app, name="ledger", epilog=ledger.EXAMPLE)
 app.command("run", epilog="Example: expunge run study.yaml --set seeds=0-4")(run.run)
 app.command("compare", epilog="Example: expunge compare runs/demo runs/mine")(compare.compare)
+app.command("meta-evaluate", epilog="Example: expunge meta-evaluate --models 3 --out meta")(
+    meta.meta_evaluate
+)
 app.command("report", epilog="Example: expunge report runs/demo")(report.report)
 app.command("app", epilog="Example: expunge app runs")(web.app)
 app.command("list", epilog="Example: expunge list methods")(inspect.list_)
