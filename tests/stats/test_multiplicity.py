@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from statsmodels.stats.multitest import multipletests
 
 from expunge.errors import BadInput
 from expunge.stats.multiplicity import benjamini_hochberg, holm
@@ -41,6 +42,13 @@ def test_adjusted_values_are_the_smallest_levels_at_which_the_procedures_reject(
     named = {f"test {i}": x for i, x in enumerate(p)}
     assert list(holm(named).values()) == pytest.approx(slow_holm(p))
     assert list(benjamini_hochberg(named).values()) == pytest.approx(slow_bh(p))
+
+
+def test_they_are_those_of_statsmodels():
+    p = np.random.default_rng(1).uniform(size=12) ** 2
+    named = dict(enumerate(p))
+    assert list(holm(named).values()) == pytest.approx(multipletests(p, method="holm")[1])
+    assert list(benjamini_hochberg(named).values()) == pytest.approx(multipletests(p, method="fdr_bh")[1])
 
 
 def test_by_hand():

@@ -7,7 +7,7 @@ as long as it does not depend on how they would have done: a run that failed is 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,7 +16,8 @@ from scipy.stats import rankdata
 from expunge.errors import BadInput
 
 
-class Borda(NamedTuple):
+@dataclass(frozen=True)
+class Borda:
     """The Borda count of each competitor."""
 
     count: np.ndarray

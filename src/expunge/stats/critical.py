@@ -29,9 +29,6 @@ class CriticalDifference(NamedTuple):
     """Nemenyi's critical difference: average ranks nearer than this are not told apart."""
     groups: list[list[int]]
     """Largest sets of methods that are not told apart, best first; alone in one who differs from all."""
-    pairs: dict[tuple[int, int], float | None]
-    """Holm-adjusted p-values of Wilcoxon's signed-rank test for each pair; it does not depend on who else competes, as
-    average ranks do (Benavoli et al., JMLR 2016). None where two never differ."""
 
 
 def critical_difference(scores: ArrayLike, level: float = 0.95) -> CriticalDifference | str:
@@ -64,7 +61,7 @@ def critical_difference(scores: ArrayLike, level: float = 0.95) -> CriticalDiffe
     f = math.inf if room <= 1e-12 else (n - 1) * chi2 / room
     p = 0.0 if math.isinf(f) else float(stats.f.sf(f, k - 1, (k - 1) * (n - 1)))
     difference, average = _nemenyi(level, k) * math.sqrt(k * (k + 1) / (6 * n)), ranks.mean(1)
-    return CriticalDifference(average, n, f, p, difference, _groups(average, difference), _pairs(complete))
+    return CriticalDifference(average, n, f, p, difference, _groups(average, difference))
 
 
 @cache
@@ -83,10 +80,20 @@ def _groups(average: np.ndarray, difference: float) -> list[list[int]]:
     return groups
 
 
-def _pairs(table: np.ndarray) -> dict[tuple[int, int], float | None]:
+def signed_rank_tests(scores: ArrayLike) -> dict[tuple[int, int], float | None]:
+    """Holm-adjusted p-values of Wilcoxon's signed-rank test for each pair of methods, over the blocks that have both.
+
+    Unlike a difference of average ranks it does not depend on who else competes (Benavoli et al., JMLR 2016). None where two
+    have no block in common or never differ.
+
+    Args:
+        scores: `[k, blocks]`, higher is better, NaN where there is none.
+    """
+    table = ballots_of(scores)
     found: dict[tuple[int, int], float | None] = {}
     for i in range(len(table)):
         for j in range(i + 1, len(table)):
             difference = table[i] - table[j]
-            found[i, j] = float(stats.wilcoxon(difference).pvalue) if difference.any() else None
+            difference = difference[~np.isnan(difference)]
+            found[i, j] = float(stats.wilcoxon(difference)[1]) if difference.any() else None  # pyright: ignore
     return holm(found)

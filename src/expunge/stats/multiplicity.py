@@ -7,10 +7,11 @@ with the level directly, whatever else was tested in the same family.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
-from typing import Literal, TypeVar
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
 
 import numpy as np
+from scipy.stats import false_discovery_control
 
 from expunge.errors import BadInput
 
@@ -28,7 +29,7 @@ def holm(p_values: Mapping[Name, float | None]) -> dict[Name, float | None]:
     >>> holm({"accuracy": 0.01, "rouge": 0.04, "auc": 0.03, "mae": None})
     {'accuracy': 0.03, 'rouge': 0.06, 'auc': 0.06, 'mae': None}
     """
-    return _adjusted(p_values, "holm")
+    return _adjusted(p_values, _step_down)
 
 
 def benjamini_hochberg(p_values: Mapping[Name, float | None]) -> dict[Name, float | None]:
@@ -42,22 +43,24 @@ def benjamini_hochberg(p_values: Mapping[Name, float | None]) -> dict[Name, floa
     >>> benjamini_hochberg({"a": 0.01, "b": 0.04, "c": 0.03})
     {'a': 0.03, 'b': 0.04, 'c': 0.04}
     """
-    return _adjusted(p_values, "fdr_bh")
+    return _adjusted(p_values, false_discovery_control)
 
 
 def _adjusted(
-    p_values: Mapping[Name, float | None], method: Literal["holm", "fdr_bh"]
+    p_values: Mapping[Name, float | None], adjust: Callable[[np.ndarray], np.ndarray]
 ) -> dict[Name, float | None]:
-    from statsmodels.stats.multitest import multipletests
-
     given = {name: float(p) for name, p in p_values.items() if p is not None}
     for name, p in given.items():
         if math.isnan(p) or not 0 <= p <= 1:
             raise BadInput(
                 f"the p-value of '{name}' is {p}; it must lie between 0 and 1, or be None where there is none"
             )
-    if not given:
-        return dict.fromkeys(p_values)
-    adjusted = np.asarray(multipletests(list(given.values()), method=method)[1], dtype=np.float64)
-    found = dict(zip(given, adjusted.tolist(), strict=True))
+    found = dict(zip(given, adjust(np.array(list(given.values()))).tolist(), strict=True))
     return {name: found.get(name) for name in p_values}
+
+
+def _step_down(p: np.ndarray) -> np.ndarray:
+    order = np.argsort(p)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return adjusted

@@ -18,13 +18,13 @@ def dominates(points: ArrayLike) -> np.ndarray:
     if points.ndim != 2 or not points.shape[1]:
         raise BadInput(f"a Pareto front is of points [k, objectives], got an array of shape {points.shape}")
     one, two = points[:, None], points[None, :]
-    return (one >= two).all(-1) & (one > two).any(-1)
+    return np.asarray((one >= two).all(-1) & (one > two).any(-1))
 
 
 def pareto_front(points: ArrayLike) -> np.ndarray:
     """`[k]` whether a point is complete and dominated by no other; arguments as of `dominates`."""
     points = np.asarray(points, dtype=np.float64)
-    return ~dominates(points).any(0) & ~np.isnan(points).any(1)
+    return np.asarray(~dominates(points).any(0) & ~np.isnan(points).any(1))
 
 
 def front_probability(samples: ArrayLike) -> np.ndarray:
