@@ -157,6 +157,9 @@ def test_an_existing_output_is_not_overwritten(mine: Path, expunge: Run) -> None
 
 def test_a_run_that_is_not_there(tmp_path: Path, expunge: Run) -> None:
     assert "is no finished run" in refused(expunge, "compare", tmp_path / "nothing")
+    assert "write it as accuracy@test=0.8" in refused(
+        expunge, "compare", Path(__file__).parent, "--floor", "accuracy@test"
+    )
     assert "is no finished run" in refused(expunge, "report", tmp_path)
 
 

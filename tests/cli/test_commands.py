@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from expunge.files import state_digest
 from expunge.record import ScoreFile
+from expunge.studies.comparison import ComparedScores
 from tests.cli.conftest import OWN, Run
 
 METHOD = '''
@@ -189,7 +190,15 @@ def ran(tmp_path: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_compare_puts_equal_problems_into_one_table(ran: Path, expunge: Run) -> None:
     Path("second.yaml").write_text(Path("first.yaml").read_text().replace("fine-tune", "npo"))
     assert expunge("run", "second.yaml", "--workers", "0", "--display", "none").code == 0
-    merged = ScoreFile.model_validate(expunge("compare", "runs/first", "runs/second", "--json").json)
+    merged = ComparedScores.model_validate(
+        expunge("compare", "runs/first", "runs/second", "--out", "compared", "--json").json
+    )
+    assert {s.label for s in merged.comparison.task.standings} == {"retrain", "fine-tune", "npo"}
+    assert merged.comparison.instance is not None and merged.comparison.instance.ballots > 100
+    assert Path("compared/comparison.html").exists() and Path("compared/comparison.json").exists()
+    shown = expunge("compare", "runs/first/scores.json", "runs/second/scores.json", "--floor", "r2@test=0.9")
+    assert shown.code == 0 and "Ranking by example" not in shown.out  # files without a store beside them
+    assert "npo is not ranked: r2@test is" in shown.out
     assert len(merged.problems) == 1
     assert [(j.label, j.seed) for j in merged.judged] == [
         (label, s) for label in ("target", "retrain", "fine-tune", "npo") for s in (0, 1)

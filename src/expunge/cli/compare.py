@@ -1,27 +1,86 @@
-"""`expunge compare`: several runs in one table."""
+"""`expunge compare`: several runs in one table, and which method is better."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from expunge.cli.output import Json, print_json, print_scores
+from expunge.cli.output import Json, print_json, print_scores, print_table
 from expunge.errors import BadInput
 from expunge.record import Judged, ScoreFile
+
+if TYPE_CHECKING:
+    from expunge.studies.comparison import Comparison, Floor, Front
+    from expunge.studies.standings import Ranking
+
+Score = "METRIC@SPLIT"
 
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders or scores.json files.")],
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar=Score, help="Rank on this score; may be repeated, or 'all'. Default: a balanced set."
+        ),
+    ] = None,
+    floor: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar=f"{Score}=VALUE",
+            help="Do not rank methods that miss this, such as accuracy@test=0.8; may be repeated.",
+        ),
+    ] = None,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar=Score,
+            help="An axis of the Pareto front; give two or more. Default: forgetting and utility.",
+        ),
+    ] = None,
+    resamples: Annotated[int, typer.Option(min=100, max=100_000, help="Of the bootstrap.")] = 1000,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write comparison.html and comparison.json to.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Compare methods across runs; rows about the same problem (same data, split, model and recipe) stand in one table."""
+    """Compare methods across runs: one table per problem, rankings with uncertainty, Pareto front, sensitivity.
+
+    Rows about the same problem (same data, split, model and recipe) stand in one table. Runs need not have the same methods.
+    """
+    from expunge.files import write_atomic
+    from expunge.studies.comparison import ComparedScores, compare_scores, ranked_metrics
+    from expunge.studies.instances import instance_tables
+
+    floors = [_floor(text) for text in floor or []]
     merged = merge([read_run(path) for path in runs])
+    comparison = compare_scores(
+        merged,
+        metrics="all" if metric == ["all"] else ranked_metrics(metric) if metric else None,
+        floors=floors,
+        objectives=ranked_metrics(objective or []),
+        instances=instance_tables(
+            merged, dict.fromkeys(run.parent / "store" for run in runs if run.is_dir())
+        ),
+        resamples=resamples,
+    )
+    found = ComparedScores(**dict(merged), comparison=comparison)
+    if out is not None:
+        from expunge.report.comparison import render_comparison
+
+        page = render_comparison(merged.name, comparison)
+        write_atomic(out / "comparison.json", comparison.model_dump_json(indent=1))
+        write_atomic(out / "comparison.html", page)
     if json:
-        print_json(merged)
-    else:
-        print_scores(merged)
+        print_json(found)
+        return
+    print_scores(merged)
+    print_comparison(comparison)
+    if out is not None:
+        sys.stdout.write(f"report: {out / 'comparison.html'}\n")
 
 
 def read_run(path: Path) -> ScoreFile:
@@ -63,3 +122,89 @@ def _raw(judged: Judged, problem: str) -> Judged:
         if s.metric not in derived and not s.metric.endswith("-ratio")
     ]
     return judged.model_copy(update={"problem": problem, "scores": scores})
+
+
+def _floor(text: str) -> Floor:
+    from expunge.studies.comparison import Floor, ranked_metrics
+
+    name, equals, value = text.partition("=")
+    ((metric, split),) = ranked_metrics([name])
+    try:
+        return Floor(metric, split, float(value if equals else "none"))
+    except ValueError:
+        raise BadInput(f"--floor '{text}' has no number; write it as accuracy@test=0.8") from None
+
+
+def print_comparison(found: Comparison) -> None:
+    """The rankings, the Pareto fronts and what they hang on, as tables."""
+    for ranking, title in ((found.task, "Ranking by metric"), (found.instance, "Ranking by example")):
+        if ranking is not None:
+            _print_ranking(ranking, title)
+    for front in found.fronts:
+        _print_front(front)
+    changed = [w for w in found.without if w.moved]
+    if found.without:
+        rows = [[w.metric, "" if w.tau is None else f"{w.tau:.2f}", ", ".join(w.leaders)] for w in changed]
+        if rows:
+            print_table(["without", "tau", "then first"], rows, "Which metric the ranking hangs on")
+        else:
+            sys.stdout.write("The ranking stays as it is without any one of the metrics.\n")
+    lines = [f"{label} is not ranked: {reason}" for label, reason in found.excluded.items()]
+    for line in [*lines, *found.notes]:
+        sys.stdout.write(f"  {line}\n")
+
+
+def _print_ranking(ranking: Ranking, title: str) -> None:
+    rows = [
+        [
+            f"{s.label} (reference)" if s.reference else s.label,
+            f"{s.rank:g}",
+            "" if s.interval is None else f"{s.interval.low:.3g}–{s.interval.high:.3g}",
+            "" if s.first is None else f"{s.first:.2f}",
+            f"{s.share:.2f}",
+            f"{s.kemeny_best}" if s.kemeny_best == s.kemeny_worst else f"{s.kemeny_best}–{s.kemeny_worst}",
+            "" if s.strength is None else f"{s.strength:+.2f}",
+            str(s.ballots),
+        ]
+        for s in ranking.standings
+    ]
+    columns = ["method", "rank", "95 %", "P(first)", "won", "Kemeny", "strength", "ballots"]
+    print_table(columns, rows, f"{title}: {ranking.ballots} ballots")
+    said = [
+        f"intervals over {ranking.resampled}" if ranking.resampled else "one seed: ranks have no interval"
+    ]
+    if ranking.kemeny_optima is not None and ranking.kemeny_optima > 1:
+        said.append(f"{ranking.kemeny_optima} Kemeny orders are equally good")
+    if ranking.critical_difference is not None and ranking.friedman_p is not None:
+        said.append(
+            f"average ranks nearer than {ranking.critical_difference:.2f} are not told apart "
+            f"(Friedman p = {ranking.friedman_p:.2g} on {ranking.complete} complete ballots)"
+        )
+    disagree = [f"{k} {v:.2f}" for k, v in ranking.agreement.items() if v is not None and v < 1 - 1e-9]
+    if disagree:
+        said.append("the ways of ranking disagree, Kendall's tau: " + ", ".join(disagree))
+    for line in [*said, *ranking.notes]:
+        sys.stdout.write(f"  {line}\n")
+    sys.stdout.write("\n")
+
+
+def _print_front(front: Front) -> None:
+    rows = [
+        [
+            label,
+            *(f"{v:.3g}" for v in point),
+            "yes" if label in front.front else "no",
+            _share(front.probability.get(label)),
+        ]
+        for label, point in front.points.items()
+    ]
+    arrows = [
+        f"{n} {'↑' if d == 'higher' else '↓'}"
+        for n, d in zip(front.objectives, front.directions, strict=True)
+    ]
+    print_table(["method", *arrows, "on the front", "P(front)"], rows, f"{front.problem}: Pareto front")
+    sys.stdout.write("\n")
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"

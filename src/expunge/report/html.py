@@ -79,15 +79,15 @@ def render(report: Report, losses: Mapping[str, Losses] | None = None) -> str:
             specs[figure.id] = spec
             found[kind] = figure
         figures.append(found)
-    scripts = [vega_bundle(), _asset("report.js")] if specs else []
-    template = _environment().get_template("report.html.j2")
+    scripts = [vega_bundle(), asset("report.js")] if specs else []
+    template = environment().get_template("report.html.j2")
     return template.render(
         report=report,
         measures={measure.name: measure for measure in report.measures},
         figures=figures,
-        css=Markup(css() + _asset("report.css")),
+        css=Markup(css() + asset("report.css")),
         scripts=[Markup(s) for s in scripts],
-        policy=_policy(scripts),
+        policy=policy(scripts),
         charts=json_for_html({"config": theme(VARIABLES), "specs": specs}),
     )
 
@@ -119,7 +119,7 @@ def json_for_html(value: Any) -> Markup:
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
-def _policy(scripts: list[str]) -> str:
+def policy(scripts: list[str]) -> str:
     """Content security policy: nothing is fetched, and only our own scripts run, named by their hashes."""
     hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
     allowed = " ".join(f"'sha256-{h}'" for h in hashes) or "'none'"
@@ -128,11 +128,13 @@ def _policy(scripts: list[str]) -> str:
     return f"default-src 'none'; script-src {allowed}; {rest}"
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A file of the templates folder."""
     return (files("expunge.report") / "templates" / name).read_text(encoding="utf-8")
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates, and the words that they use."""
     environment = Environment(
         loader=PackageLoader("expunge.report", "templates"),
         autoescape=True,
