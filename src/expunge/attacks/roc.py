@@ -9,6 +9,7 @@ import numpy as np
 from expunge.attacks.base import Attack, Measure
 from expunge.metrics.base import Estimate, Undefined
 from expunge.record import Score
+from expunge.stats.epsilon import epsilon_of_scores
 from expunge.stats.intervals import delong, wilson
 
 FEWEST_ROWS = 10
@@ -59,6 +60,17 @@ def roc_measures(name: str, attacker: str) -> tuple[Measure, ...]:
             "Share of forget rows above every one of the n holdout rows: members found without a false alarm, at the "
             "smallest false-positive rate that these rows resolve, below 1/n. Wilson's interval over forget rows.",
         ),
+        Measure(
+            f"{name}-epsilon",
+            "Lower bound, at 95 % confidence, on the epsilon of any (epsilon, 1e-5) guarantee that forget rows look like holdout "
+            "rows: Clopper-Pearson limits of the two error rates at the best threshold, which is chosen on one half of the "
+            "rows and counted on the other. Rows are taken as independent trials. 0 says that nothing was shown; n rows on "
+            "each side can show at most about ln(n / 7.4). The retrained models' value is its floor.",
+            "nats",
+            direction="lower",
+            title=f"Epsilon shown ({attacker})",
+            low=0.0,
+        ),
     )
 
 
@@ -97,7 +109,9 @@ def roc_scores(
             )
         else:
             scores.append(attack.score(name, found_at(members, nonmembers, rate)))
-    return [*scores, attack.score(f"{attack.name}-tpr-at-smallest-fpr", found_at(members, nonmembers, 0.0))]
+    scores.append(attack.score(f"{attack.name}-tpr-at-smallest-fpr", found_at(members, nonmembers, 0.0)))
+    shown = Estimate(epsilon_of_scores(members, nonmembers), len(members) + len(nonmembers))
+    return [*scores, attack.score(f"{attack.name}-epsilon", shown)]
 
 
 def found_at(members: np.ndarray, nonmembers: np.ndarray, rate: float) -> Estimate:
