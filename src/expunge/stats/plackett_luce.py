@@ -126,8 +126,8 @@ def fit(choices: Choices, regularization: float = 0.0, ballots: np.ndarray | Non
     def losses(theta: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         """Objective, gradient, Hessian; the square of the sum fixes the mean at 0 and changes nothing else."""
         within = np.where(among, theta, -np.inf)
-        norm = logsumexp(within, axis=1)
-        p = np.exp(within - np.reshape(norm, (-1, 1)))
+        norm = np.asarray(logsumexp(within, axis=1))
+        p = np.exp(within - norm[:, None])
         value = total @ (norm - theta[winner]) + regularization * theta @ theta + theta.sum() ** 2
         gradient = p.T @ total - np.bincount(winner, total, minlength=k)
         gradient += 2 * regularization * theta + 2 * theta.sum()
