@@ -17,6 +17,7 @@ from expunge.families.base import wide
 from expunge.families.models import (
     Architecture,
     Composed,
+    Past,
     architecture_of,
     call,
     call_language_model,
@@ -188,10 +189,18 @@ class Combined(Composed):
     def base(self) -> nn.Module:  # noqa: D102
         return self.parts[0]
 
-    def logits(self, inputs: Mapping[str, Tensor], keep: int | None) -> Tensor:  # noqa: D102
+    @property
+    def members(self) -> Sequence[nn.Module]:  # noqa: D102
+        return list(self.parts)
+
+    def logits(  # noqa: D102
+        self, inputs: Mapping[str, Tensor], keep: int | None, past: Past | None = None
+    ) -> Tensor:
         made = [
-            call(part, inputs) if keep is None else call_language_model(part, inputs, keep)
-            for part in self.parts
+            call(part, inputs)
+            if keep is None
+            else call_language_model(part, inputs, keep, None if past is None else past.part(str(number)))
+            for number, part in enumerate(self.parts)
         ]
         sizes = [part.shape[-1] for part in made]
         if len(set(sizes)) > 1:

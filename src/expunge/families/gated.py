@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from expunge.errors import BadInput
 from expunge.families.base import captured
-from expunge.families.models import Architecture, Composed, architecture_of, call_language_model
+from expunge.families.models import Architecture, Composed, Past, architecture_of, call_language_model
 
 SLOPE, SHIFT = 10.0, 2.0
 """Constants of the gate in the reference code."""
@@ -147,16 +147,23 @@ class Gated(Composed):
     def base(self) -> nn.Module:  # noqa: D102
         return self.target
 
-    def weights(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    @property
+    def members(self) -> Sequence[nn.Module]:  # noqa: D102
+        return [self.target]
+
+    def weights(self, inputs: Mapping[str, Tensor], past: Past | None = None) -> list[Tensor]:
         """By request, the `[B, T]` weight of its adapters at each token."""
-        features = visible_means(self.target, self.layers, inputs)
+        features = visible_means(self.target, self.layers, inputs, past)
         return [request.gate(features) for request in self.requests]
 
-    def logits(self, inputs: Mapping[str, Tensor], keep: int | None) -> Tensor:  # noqa: D102
+    def logits(  # noqa: D102
+        self, inputs: Mapping[str, Tensor], keep: int | None, past: Past | None = None
+    ) -> Tensor:
         keep = inputs["input_ids"].shape[1] if keep is None else keep
-        weights = self.weights(inputs) if self.requests else []
+        plain, adapted = (None, None) if past is None else (past.part("plain"), past.part("adapted"))
+        weights = self.weights(inputs, plain) if self.requests else []
         with self._adapted(weights):
-            return call_language_model(self.target, inputs, keep)
+            return call_language_model(self.target, inputs, keep, adapted)
 
     @contextlib.contextmanager
     def _adapted(self, weights: Sequence[Tensor]) -> Iterator[None]:
@@ -192,19 +199,28 @@ class Gated(Composed):
 
 
 @torch.no_grad()
-def visible_means(model: nn.Module, layers: Sequence[str], inputs: Mapping[str, Tensor]) -> Tensor:
+def visible_means(
+    model: nn.Module, layers: Sequence[str], inputs: Mapping[str, Tensor], past: Past | None = None
+) -> Tensor:
     """`[B, T, layers, d]`: each layer's activations, averaged at every token over the tokens that it sees."""
+    read = None if past is None else past.part("model")
     with captured(model, layers) as caught:
-        call_language_model(model, inputs, 1)
+        call_language_model(model, inputs, 1, read)
+    made = {layer: caught[layer].float() for layer in layers}
+    if past is not None:
+        if past.kept is not None:
+            made = {layer: torch.cat([past.kept[layer], value], 1) for layer, value in made.items()}
+        past.kept = made
     seen = visible(inputs).float()
     seen = seen / seen.sum(-1, keepdim=True).clamp(min=1)
-    return torch.stack([seen @ caught[layer].float() for layer in layers], 2)
+    return torch.stack([seen @ made[layer] for layer in layers], 2)
 
 
 def visible(inputs: Mapping[str, Tensor]) -> Tensor:
-    """`[B, T, T]` bool: which tokens (last dimension) each token sees, itself among them."""
+    """`[B, T, L]` bool: which of all L tokens so far each of the last T sees, itself among them; L is T without a past."""
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-    earlier = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril()
+    n, total = ids.shape[1], ids.shape[1] if mask is None else mask.shape[-1]
+    earlier = torch.ones(n, total, dtype=torch.bool, device=ids.device).tril(total - n)
     if mask is None:
         return earlier.expand(len(ids), -1, -1)
     if mask.dim() == 2:

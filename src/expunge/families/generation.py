@@ -10,10 +10,11 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from expunge.families.base import count_examples
-from expunge.families.models import call_language_model, innermost
+from expunge.families.models import Past, call_language_model, innermost, keeps_past
 from expunge.parameters import Parameters, param
 
 if TYPE_CHECKING:
@@ -105,9 +106,9 @@ def continuations(
 
     Args:
         model: a causal language model in eval mode. Models of `transformers` generate by themselves, from prompts that
-            are padded on the left, and by no setting of their own (no sampling, no penalties); any other model is
-            asked for the whole sequence in every step, in batches of prompts of one length, for it need not know
-            padding.
+            are padded on the left, and by no setting of their own (no sampling, no penalties); those composed of such
+            models go on token by token, each part from what it keeps of the tokens before. Any other model is asked for
+            the whole sequence in every step, in batches of prompts of one length, for it need not know padding.
         prompts: token ids, one at least each.
         limits: most tokens of each continuation.
         pad: what stands in place of padding.
@@ -116,10 +117,11 @@ def continuations(
     """
     inner = getattr(model, "module", model)
     library = callable(able := getattr(inner, "can_generate", None)) and able()
+    padded = library or keeps_past(inner)
     ends = {*ends, *_own_ends(innermost(inner))}
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     made: list[list[int]] = [[]] * len(prompts)
-    for rows in shared_batches(prompts, limits, batch_size, one_length=not library):
+    for rows in shared_batches(prompts, limits, batch_size, one_length=not padded):
         longest, limit = len(prompts[rows[-1]]), limits[rows[0]]
         ids = torch.full((len(rows), longest), pad, dtype=torch.long)
         seen = torch.zeros_like(ids)
@@ -129,9 +131,10 @@ def continuations(
             seen[place, longest - n :] = 1
         ids, seen = ids.to(device), seen.to(device)
         count_examples(len(rows))
-        said = (
-            _generated(inner, ids, seen, limit, pad, ends) if library else extended(model, ids, limit, ends)
-        )
+        if library:
+            said = _generated(inner, ids, seen, limit, pad, ends)
+        else:
+            said = _continued(inner, ids, seen, limit, ends) if padded else extended(model, ids, limit, ends)
         for row, tokens in zip(rows, said, strict=True):
             made[row] = tokens
     return made
@@ -177,6 +180,27 @@ def _settings(model: Any, settings: Any) -> Iterator[None]:
         yield
     finally:
         model.generation_config = own
+
+
+def _continued(
+    model: nn.Module, ids: Tensor, seen: Tensor, limit: int, ends: AbstractSet[int]
+) -> list[list[int]]:
+    """Every step from the last token and what the model keeps of those before."""
+    said: list[list[int]] = [[] for _ in ids]
+    going, past = list(range(len(said))), Past()
+    positions = (seen.cumsum(1) - 1).clamp(min=0)
+    for _ in range(limit):
+        inputs = {"input_ids": ids, "attention_mask": seen, "position_ids": positions}
+        following = call_language_model(model, inputs, 1, past)[:, -1].argmax(-1)
+        tokens = following.tolist()
+        going = [row for row in going if tokens[row] not in ends]
+        if not going:
+            break
+        for row in going:
+            said[row].append(tokens[row])
+        ids, positions = following[:, None], positions[:, -1:] + 1
+        seen = F.pad(seen, (0, 1), value=1)
+    return said
 
 
 def extended(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -158,21 +158,41 @@ class Answer(NamedTuple):
     logits: Tensor
 
 
-class Composed(nn.Module):
-    """A model made of others, which answers as one; called by keyword, as the models of `transformers` are.
+class Past:
+    """Keys and values of the tokens that a language model has read; a composed model has one for each call of a part.
 
-    Nothing of earlier tokens is kept between calls: parts would need a cache each, and a cache of one is wrong for
-    another.
+    A cache is wrong for any other model, and for the same one with other adapters: so each has its own.
     """
+
+    def __init__(self) -> None:
+        self.kept: Any = None
+        """What the model left of the tokens so far; None before the first call."""
+        self._parts: dict[str, Past] = {}
+
+    def part(self, name: str) -> Past:
+        """That of one part."""
+        return self._parts.setdefault(name, Past())
+
+
+class Composed(nn.Module):
+    """A model made of others, which answers as one; called by keyword, as the models of `transformers` are."""
 
     @property
     @abstractmethod
     def base(self) -> nn.Module:
         """The part whose answers the others change; layers are addressed in it."""
 
+    @property
     @abstractmethod
-    def logits(self, inputs: Mapping[str, Tensor], keep: int | None) -> Tensor:
-        """`[B, C]` logits, or `[B, keep, V]` of the last `keep` positions of a language model."""
+    def members(self) -> Sequence[nn.Module]:
+        """All models that it is made of, the base first."""
+
+    @abstractmethod
+    def logits(self, inputs: Mapping[str, Tensor], keep: int | None, past: Past | None = None) -> Tensor:
+        """`[B, C]` logits, or `[B, keep, V]` of the last `keep` positions of a language model.
+
+        With `past` the inputs are the tokens that follow those of earlier calls, as in `call_language_model`.
+        """
 
     @abstractmethod
     def architecture(self, known: Architecture | None) -> Architecture | None:
@@ -184,10 +204,14 @@ class Composed(nn.Module):
         """A model with the options of `architecture` and fresh weights."""
 
     def forward(
-        self, use_cache: bool = False, logits_to_keep: int | None = None, **inputs: Tensor
+        self,
+        use_cache: bool = False,
+        logits_to_keep: int | None = None,
+        past: Past | None = None,
+        **inputs: Tensor,
     ) -> Answer:  # `use_cache` is part of the call and has no effect
         """The logits that all parts together give."""
-        return Answer(self.logits(inputs, logits_to_keep))
+        return Answer(self.logits(inputs, logits_to_keep, past))
 
 
 def innermost(model: nn.Module) -> nn.Module:
@@ -226,12 +250,43 @@ def call(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     return model(*inputs.values())
 
 
-def call_language_model(model: nn.Module, inputs: Mapping[str, Tensor], keep: int) -> Tensor:
-    """Logits `[B, keep, V]` of the last `keep` positions; those before are not computed where the model can skip them."""
+def call_language_model(
+    model: nn.Module, inputs: Mapping[str, Tensor], keep: int, past: Past | None = None
+) -> Tensor:
+    """Logits `[B, keep, V]` of the last `keep` positions; those before are not computed where the model can skip them.
+
+    With `past`, for models of which `keeps_past` is true, ``input_ids`` and ``position_ids`` `[B, T]` are those of the
+    tokens that follow earlier calls with it, and ``attention_mask`` `[B, all tokens so far]` is that of all.
+    """
     inner = getattr(model, "module", model)
+    if past is not None and isinstance(inner, Composed):
+        return inner.logits(inputs, keep, past)
+    if past is not None:
+        fewer = {"logits_to_keep": keep} if _skips_logits(type(inner)) else {}
+        name = _cache(type(inner))
+        answer = inner(**inputs, use_cache=True, **{name: past.kept}, **fewer)
+        past.kept = getattr(answer, name)
+        return answer.logits[:, -keep:]
     if _skips_logits(type(inner)):
         return model(**inputs, use_cache=False, logits_to_keep=keep).logits
     return call(model, inputs)[:, -keep:]
+
+
+def keeps_past(model: nn.Module) -> bool:
+    """Whether a language model can go on from tokens that it has read, padded on the left or not (`Past`)."""
+    if isinstance(model, Composed):
+        return all(keeps_past(part) for part in model.members)
+    return bool(_cache(type(model)))
+
+
+@cache
+def _cache(kind: type[nn.Module]) -> str:
+    """What a model calls its keys and values, as an argument and in its answer; empty where it needs something else."""
+    taken = inspect.signature(kind.forward).parameters
+    if not _is_pretrained(kind) or not {"input_ids", "attention_mask", "position_ids"} <= set(taken):
+        return ""
+    # `transformers` renamed it in the course of version 5.
+    return next((name for name in ("cache", "past_key_values") if name in taken), "")
 
 
 @cache
