@@ -97,3 +97,78 @@ def test_what_is_refused(problem, tasks):
         BadInput, match="measures language models of transformers, not a MLP of family classifier"
     ):
         task_scores(other.family, other.target, ["tiny_places"])
+
+
+@pytest.fixture(scope="module")
+def study(problem: Problem, tasks: Path) -> dict[str, Any]:
+    """A study beside the tasks: one model of transformers unlearned, and one that only answers together with another."""
+    family: Any = problem.family
+    family.tokenizer.save_pretrained(tasks / "model")
+    problem.target.save_pretrained(tasks / "model")  # pyright: ignore
+    problem.train.to_json(tasks / "train.jsonl")
+    short = {"epochs": 1, "batch_size": 6}
+    return {
+        "name": "asked",
+        "problems": [
+            {
+                "name": "places", "data": str(tasks / "train.jsonl"), "model": str(tasks / "model"), "max_length": 32,
+                "forget": "where:id == 't0-0'",
+            }
+        ],
+        "methods": [
+            {"name": "gradient-ascent", "lr": 0.05, **short},
+            {"name": "whp", "label": "whp", "form": "inference", "reinforcing_epochs": 1},
+        ],
+        "metrics": ["probability"],
+        "lm_eval": {"tasks": ["tiny_places"], "folder": str(tasks), "limit": 8},
+        "seeds": [0],
+    }  # fmt: skip
+
+
+def test_a_study_asks_every_language_model(study, tasks, tmp_path):
+    """Each model has the scores that it has by itself, from a job of its own; again, nothing is computed."""
+    from expunge.evidence.lm_eval import task_scores
+    from expunge.families.models import load_folder
+    from expunge.studies.graph import build_graph
+    from expunge.studies.jobs import Store
+    from expunge.studies.spec import StudySpec
+    from expunge.studies.study import run_study
+
+    done = run_study(study, tmp_path, workers=0, display="none")
+    assert not done.outcome.failed
+    rows = {j.method: j for j in done.scores.judged}
+    graph = build_graph(StudySpec(**study), tmp_path, lambda _: None)
+    (loaded,) = graph.problems.values()
+    store = Store(tmp_path / "store")
+    assert [j.kind for j in graph.jobs.values()].count("lm-eval") == 3
+    for row in graph.rows:
+        score = rows[row.method].score("lm-eval-acc", "tiny_places")
+        if row.method == "whp":
+            refused = rows["whp"].score("lm-eval", "tiny_places")
+            assert score is None and refused is not None and refused.status == "not_applicable"
+            assert "not a Combined" in refused.reason
+            continue
+        assert row.model is not None and score is not None
+        model, *_ = load_folder(store.folder(row.model))
+        (alone,) = task_scores(loaded.family, model, ["tiny_places"], task_folder=tasks, limit=8)
+        assert (score.value, score.n) == (alone.value, 8)
+    again = run_study(study, tmp_path, workers=0, display="none")
+    assert again.outcome.done == 0 and again.outcome.cached == len(graph.jobs)
+    # Other tasks are other jobs; nothing else is computed again.
+    fewer = run_study(study, tmp_path, workers=0, display="none", assignments=["lm_eval.limit=4"])
+    assert fewer.outcome.done == 3
+    counts = [s.n for j in fewer.scores.judged if (s := j.score("lm-eval-acc", "tiny_places")) is not None]
+    assert counts == [4, 4]
+
+
+def test_a_study_refuses_unknown_tasks_before_any_work(study, tmp_path):
+    from expunge.studies.study import run_study
+
+    for change, message in (
+        ({"tasks": ["tiny_place"]}, "lm-eval has no task 'tiny_place'; did you mean 'tiny_places'"),
+        ({"folder": "nowhere"}, "lm_eval: no folder '.*nowhere' with tasks"),
+        ({"tasks": []}, "'tasks'"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            run_study({**study, "lm_eval": {**study["lm_eval"], **change}}, tmp_path, display="none")
+    assert not list(tmp_path.iterdir())

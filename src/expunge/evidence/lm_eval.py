@@ -16,6 +16,27 @@ from expunge.extras import load_extra
 from expunge.families import CausalLM, Family
 from expunge.record import Direction, Interval, Score
 
+PURPOSE = "measuring utility on public tasks"
+
+
+def obstacle(family: Family, model: nn.Module) -> str:
+    """Why the harness cannot measure `model`; empty where it can."""
+    if isinstance(family, CausalLM) and hasattr(model, "config"):
+        return ""
+    return f"lm-eval measures language models of transformers, not a {type(model).__name__} of family {family.name}"
+
+
+def known_tasks(tasks: Sequence[str], folder: Path | None = None) -> Any:
+    """The harness's catalog of tasks, with those in `folder`; refuses `tasks` that are not in it."""
+    if folder is not None and not folder.is_dir():
+        raise BadInput(f"lm_eval: no folder '{folder}' with tasks")
+    catalog = load_extra("lm_eval.tasks", "lm-eval", PURPOSE)
+    known = catalog.TaskManager(include_path=None if folder is None else str(folder))
+    for task in tasks:
+        if task not in known.all_tasks:
+            raise BadInput(f"lm-eval has no task '{task}'{did_you_mean(task, _near(task, known.all_tasks))}")
+    return known
+
 
 def task_scores(
     family: Family,
@@ -46,17 +67,12 @@ def task_scores(
         BadInput: not a language model of `transformers`, or no such task.
         Missing: the extra ``lm-eval`` is not installed.
     """
-    if not isinstance(family, CausalLM) or not hasattr(model, "config"):
-        raise BadInput(
-            f"lm-eval measures language models of transformers, not a {type(model).__name__} of family {family.name}"
-        )
-    harness = load_extra("lm_eval", "lm-eval", "measuring utility on public tasks")
-    wrapper = load_extra("lm_eval.models.huggingface", "lm-eval", "measuring utility on public tasks")
-    catalog = load_extra("lm_eval.tasks", "lm-eval", "measuring utility on public tasks")
-    known = catalog.TaskManager(include_path=None if task_folder is None else str(task_folder))
-    for task in tasks:
-        if task not in known.all_tasks:
-            raise BadInput(f"lm-eval has no task '{task}'{did_you_mean(task, _near(task, known.all_tasks))}")
+    reason = obstacle(family, model)
+    if reason or not isinstance(family, CausalLM):
+        raise BadInput(reason)
+    known = known_tasks(tasks, task_folder)
+    harness = load_extra("lm_eval", "lm-eval", PURPOSE)
+    wrapper = load_extra("lm_eval.models.huggingface", "lm-eval", PURPOSE)
     was_training, dice = model.training, random.getstate()
     wrapped = wrapper.HFLM(
         pretrained=model.to(device).eval(),

@@ -22,7 +22,9 @@ from expunge.metrics.base import METRICS, Metric, standard_metrics
 from expunge.problem import Problem
 from expunge.studies.spec import AttackSpec, MethodSpec, StudySpec
 
-Kind = Literal["target", "forget", "fresh", "observe", "score", "shadow", "shadow-forget", "attack"]
+Kind = Literal[
+    "target", "forget", "fresh", "observe", "score", "shadow", "shadow-forget", "attack", "lm-eval"
+]
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Row:
     """Key of the job that makes the model."""
     observe: str | None = None
     score: str | None = None
+    tasks: str | None = None
+    """Key of the job that runs tasks of the lm-eval harness."""
     attacks: list[RowAttack] = field(default_factory=list)
 
 
@@ -80,6 +84,10 @@ class Graph:
 def build_graph(spec: StudySpec, base: Path, notice: Callable[[str], None]) -> Graph:
     """Everything that `spec` asks for. Problems are built here once, so that every fault in them shows before any work."""
     graph = Graph({}, [], {})
+    if spec.lm_eval is not None:
+        from expunge.evidence.lm_eval import known_tasks
+
+        known_tasks(spec.lm_eval.tasks, spec.lm_eval.place(base))
     for problem_spec in spec.problems:
         try:
             problem = problem_spec.build(base, notice=notice)
@@ -102,6 +110,7 @@ def build_graph(spec: StudySpec, base: Path, notice: Callable[[str], None]) -> G
         jobs.add_models()
         jobs.add_scores()
         jobs.add_attacks()
+        jobs.add_tasks(base)
     if not graph.problems:
         raise Missing("the study has no problem left: all are optional and their data is missing")
     return graph
@@ -264,6 +273,28 @@ class _ProblemJobs:
                     row.attacks.append(RowAttack(attack, None, "; ".join(obstacles)))
                 else:
                     row.attacks.append(RowAttack(attack, self._attack(attack_spec, attack, row)))
+
+    def add_tasks(self, base: Path) -> None:
+        """Tasks of the lm-eval harness on every row, where the problem is about a language model."""
+        asked = self.spec.lm_eval
+        if asked is None or self.problem.family.name != "causal_lm":
+            return
+        from importlib.metadata import version
+
+        folder = asked.place(base)
+        # What the tasks say, and the data beside them; data elsewhere is the tasks' own affair.
+        files = [] if folder is None else sorted(f for f in folder.rglob("*") if f.is_file())
+        identity = {
+            **asked.model_dump(mode="json", exclude={"folder"}), "problem": self.problem.fingerprint,
+            "files": [hashlib.sha256(f.read_bytes()).hexdigest() for f in files], "harness": version("lm-eval"),
+            "code": code_digest("families", "evidence/lm_eval.py"),
+        }  # fmt: skip
+        for row in self._rows_with_models():
+            assert row.model is not None
+            row.tasks = self.add(
+                "lm-eval", f"lm-eval on {row.label}, seed {row.seed}", [row.model], identity,
+                model=row.model, lm_eval=asked.model_dump(mode="json"),
+            )  # fmt: skip
 
     def _attack(self, attack_spec: AttackSpec, attack: Attack, row: Row) -> str:
         assert row.model is not None  # rows without a model are not attacked

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -25,7 +25,8 @@ from expunge.methods.base import Workplace
 from expunge.methods.loop import fit
 from expunge.metrics.base import METRICS, Role
 from expunge.problem import Problem
-from expunge.studies.spec import AttackSpec, MethodSpec
+from expunge.record import Score
+from expunge.studies.spec import AttackSpec, MethodSpec, TaskSpec
 
 OnStep = Callable[[Any], None]
 
@@ -231,6 +232,33 @@ def _score(key: str, payload: dict[str, Any], store: Store, folder: Path, on_ste
     (folder / "scores.json").write_text(canonical_json(scores))
 
 
+def _lm_eval(key: str, payload: dict[str, Any], store: Store, folder: Path, on_step: OnStep | None) -> None:
+    from expunge.evidence.lm_eval import obstacle, task_scores
+
+    problem, asked = load_problem(payload), TaskSpec(**payload["lm_eval"])
+    model = _load_model(problem, store.folder(payload["model"]))
+    reason = obstacle(problem.family, model)
+    scores = (
+        unanswered_tasks(asked.tasks, "not_applicable", reason)
+        if reason
+        else task_scores(
+            problem.family, model, asked.tasks, task_folder=asked.place(Path(payload["base"])),
+            batch_size=asked.batch_size, limit=asked.limit, device=payload["device"],
+        )
+    )  # fmt: skip
+    (folder / "scores.json").write_text(canonical_json([s.model_dump(mode="json") for s in scores]))
+
+
+def unanswered_tasks(
+    tasks: Sequence[str], status: Literal["not_applicable", "failed"], reason: str
+) -> list[Score]:
+    """Why a model has no scores on tasks of the lm-eval harness, for each of them."""
+    facts: dict[str, Any] = {
+        "metric": "lm-eval", "unit": "share", "direction": "higher", "status": status, "reason": reason
+    }  # fmt: skip
+    return [Score(split=task, **facts) for task in tasks]
+
+
 _ACTIONS = {
     "target": _target,
     "forget": _forget,
@@ -240,4 +268,5 @@ _ACTIONS = {
     "shadow": _shadow,
     "shadow-forget": _shadow_forget,
     "attack": _attack,
+    "lm-eval": _lm_eval,
 }

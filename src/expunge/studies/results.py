@@ -15,7 +15,7 @@ from expunge.stats.equivalence import verdict
 from expunge.studies.across import across
 from expunge.studies.claims import claims
 from expunge.studies.graph import Graph, Row
-from expunge.studies.jobs import Store
+from expunge.studies.jobs import Store, unanswered_tasks
 
 COSTS = {
     "seconds": ("seconds", "wall time of the method"),
@@ -53,6 +53,7 @@ def _judged(row: Row, graph: Graph, store: Store, failed: dict[str, str]) -> Jud
     record = read_json(store.folder(row.model) / "expunge.json")
     scores = [Score.model_validate(s) for s in read_json(store.folder(row.score) / "scores.json")]
     scores += attack_scores(row, store, failed)
+    scores += _task_scores(row, graph, store, failed)
     scores += cost_scores(record.get("cost"))
     notes = record.get("notes", [])
     return Judged(
@@ -71,6 +72,16 @@ def attack_scores(row: Row, store: Store, failed: dict[str, str]) -> list[Score]
         else:
             scores += [Score.model_validate(s) for s in read_json(store.folder(one.job) / "scores.json")]
     return scores
+
+
+def _task_scores(row: Row, graph: Graph, store: Store, failed: dict[str, str]) -> list[Score]:
+    """Scores on tasks of the lm-eval harness, where the study asks for them; a failed job leaves its reason."""
+    if row.tasks is None:
+        return []
+    if row.tasks in failed:
+        tasks = graph.jobs[row.tasks].payload["lm_eval"]["tasks"]
+        return unanswered_tasks(tasks, "failed", failed[row.tasks])
+    return [Score.model_validate(s) for s in read_json(store.folder(row.tasks) / "scores.json")]
 
 
 def cost_scores(cost: dict[str, Any] | None) -> list[Score]:

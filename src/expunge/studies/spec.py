@@ -97,6 +97,23 @@ class AttackSpec(NamedSpec):
         return find_attack(self.name)(**self.parameters)
 
 
+class TaskSpec(Parameters):
+    """Public tasks of the lm-eval harness, asked of every language model of the table."""
+
+    title = "lm_eval"
+
+    tasks: list[str] = Field(min_length=1, description="names as in `lm-eval ls tasks`, groups included")
+    folder: str | None = Field(
+        default=None, description="folder with further tasks in YAML, from the study's own folder on"
+    )
+    batch_size: int = Field(default=16, ge=1, description="sequences in one forward pass")
+    limit: int | None = Field(default=None, ge=1, description="only the first so many rows of each task")
+
+    def place(self, base: Path) -> Path | None:
+        """The folder, where one is named."""
+        return None if self.folder is None else base / Path(self.folder).expanduser()
+
+
 def find_method(name: str) -> type[Method]:
     """A method by name, or by ``./file.py:Class`` (whose code is imported)."""
     if ":" not in name:
@@ -134,6 +151,10 @@ class StudySpec(Parameters):
     attacks: Literal["standard", "all"] | list[AttackSpec] = Field(
         default_factory=list,
         description="attacks on every model of the table; standard: all that fit and train nothing; all: all that fit",
+    )
+    lm_eval: TaskSpec | None = Field(
+        default=None,
+        description="tasks of the lm-eval harness (extra lm-eval) for every language model of the table",
     )
     device: str = Field(default="cpu", description="where models run: cpu, cuda, cuda:1, mps")
     threads: int = Field(default=1, ge=1, description="CPU threads per job; part of what fixes the numbers")
