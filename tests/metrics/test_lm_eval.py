@@ -125,6 +125,7 @@ def study(problem: Problem, tasks: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.mark.slow  # every look into the catalog of tasks takes seconds
 def test_a_study_asks_every_language_model(study, tasks, tmp_path):
     """Each model has the scores that it has by itself, from a job of its own; again, nothing is computed."""
     from expunge.evidence.lm_eval import task_scores
