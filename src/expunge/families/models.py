@@ -283,7 +283,7 @@ def keeps_past(model: nn.Module) -> bool:
 def _cache(kind: type[nn.Module]) -> str:
     """What a model calls its keys and values, as an argument and in its answer; empty where it needs something else."""
     taken = inspect.signature(kind.forward).parameters
-    if not _is_pretrained(kind) or not {"input_ids", "attention_mask", "position_ids"} <= set(taken):
+    if not is_pretrained(kind) or not {"input_ids", "attention_mask", "position_ids"} <= set(taken):
         return ""
     # `transformers` renamed it in the course of version 5.
     return next((name for name in ("cache", "past_key_values") if name in taken), "")
