@@ -182,7 +182,7 @@ def test_settings_survive_a_round_trip():
 def test_families_that_say_nothing_refuse():
     problem = tiny_problem("classifier")
     assert not problem.family.generated
-    with pytest.raises(BadInput, match="classifier generates no text"):
+    with pytest.raises(BadInput, match="classifier generates nothing"):
         Family.generate(problem.family, problem.target, problem.forget, ["text"], 8)
 
 
