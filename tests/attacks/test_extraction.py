@@ -15,6 +15,7 @@ from expunge.attacks import Scene
 from expunge.attacks.asking import own_words
 from expunge.attacks.extraction import Extraction, expected_best, longest_run
 from expunge.families import CausalLM
+from expunge.families.combined import Combined, Mean
 from expunge.families.prompts import Template
 from expunge.families.sampling import nucleus
 from expunge.methods.base import Workplace
@@ -104,3 +105,12 @@ def test_nucleus_keeps_the_fewest_tokens_of_that_probability():
     logits = torch.log(torch.tensor([[0.5, 0.1, 0.3, 0.1]]))
     for top_p, kept in ((0.4, [0]), (0.5, [0]), (0.51, [0, 2]), (0.95, [0, 1, 2, 3]), (1e-9, [0])):
         assert torch.isfinite(nucleus(logits, top_p))[0].nonzero().flatten().tolist() == kept
+
+
+def test_models_that_answer_as_one_are_sampled_too():
+    """Twice the target, averaged, is the target: cold samples are its greedy answers, whatever the noise."""
+    twice = Combined([learned().target, learned().target], Mean())
+    cold = values(Extraction(samples=1, temperature=1e-3), twice)
+    assert value(cold, "extraction-rows") == value(cold, "extraction-greedy") == 1
+    mixed = values(Extraction(samples=2), Combined([retrained(), retrained()], Mean()))
+    assert value(mixed, "extraction-rows") == 0
