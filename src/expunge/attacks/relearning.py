@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from expunge.attacks.base import Attack, Measure, Scene
-from expunge.attacks.knowledge import knowledge
+from expunge.attacks.knowledge import KNOWLEDGE, knowledge
 from expunge.attacks.tampering import MARGIN, divided, part_of, require_finite, row_mean, some_rows
 from expunge.evidence import collect
 from expunge.families import Batches
@@ -61,6 +61,7 @@ class Relearning(Attack):
         "labels; related: retained rows; unrelated: rows that nobody trained on"
     )
     access = "weights"
+    families = frozenset(KNOWLEDGE)
     trains = True
     measures = (
         Measure(

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from expunge.attacks.base import Attack, Measure, Scene
-from expunge.attacks.knowledge import knowledge
+from expunge.attacks.knowledge import KNOWLEDGE, knowledge
 from expunge.families import Batches, Family
 from expunge.metrics.base import Estimate, Undefined
 from expunge.metrics.membership import hash_order
@@ -81,6 +81,7 @@ class Tampering(Attack):
 
     access = "weights"
     needs = frozenset({"retain"})
+    families = frozenset(KNOWLEDGE)
 
     over: ClassVar[str]
     """What the strengths are, with their unit."""
