@@ -200,7 +200,7 @@ def audit_with_losses(
     for (method, label, seed, _), own in zip(rows, seen, strict=True):
         if seed == 0:
             losses[problem.name]["retrained" if method == "retrain" else label] = {
-                s: e["loss"].astype(float).tolist() for s, e in own.items()
+                s: e["loss"].astype(float).tolist() for s, e in own.items() if "loss" in e.table.column_names
             }
     return complete(name, [problem.card()], judged), losses
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import nn
 
 from expunge.api import train_target
 from expunge.errors import BadInput, ExpungeError
+from expunge.exact.certified_removal import CertifiedRemoval
 from expunge.exact.retrain import Retrain
 from expunge.exact.shards import ShardedModel
 from expunge.exact.sisa import SISA
@@ -40,7 +42,8 @@ def problem() -> Problem:
 def serve(problem: Problem, tmp_path: Path) -> Callable[..., MethodExecutor]:
     def make(method: Method | None = None, **options: object) -> MethodExecutor:
         method = method or Retrain()
-        return MethodExecutor(problem, method, tmp_path / "served", subject="user", **options)  # type: ignore[arg-type]
+        options = {"folder": tmp_path / "served", "subject": "user", **options}
+        return MethodExecutor(problem, method, **options)  # type: ignore[arg-type]
 
     return make
 
@@ -71,10 +74,32 @@ def test_retraining_for_a_person_equals_retraining(
     first, second = (entry["outcome"] for entry in chain(list(ledger.log())))
     assert (first["method"], first["guarantee"], first["records"]) == ("retrain", "distributional", 16)
     assert first["model_after"] == second["model_before"] and first["data_after"] == second["data_before"]
-    everything = f"model-{digest(sorted(problem.train['id']))}"
+    [gone] = {name.split("/")[0] for name in first["erased"]}
+    assert gone.startswith("model-") and gone != executor.served().model
+    assert gone != f"model-{digest(sorted(problem.train['id']))}", (
+        "whoever knows the ids must not know the name"
+    )
+    everything = gone
     assert first["erased"] == [f"{everything}/expunge.json", f"{everything}/model.safetensors"]
     assert [p.name for p in executor.folder.glob("model-*")] == [executor.served().model]
     assert f'"{mine[0]}"' not in (executor.folder / "served.json").read_text()
+
+
+def test_certified_removal_draws_noise_that_nobody_can_draw_again(
+    ledger: Ledger, serve: Callable[..., MethodExecutor], tmp_path: Path
+) -> None:
+    heads = []
+    for turn in range(2):
+        executor = serve(CertifiedRemoval(sigma=1.0), folder=tmp_path / f"served-{turn}")
+        executor.forget(["r0-0"])
+        heads.append(weights(executor.model()))
+    assert not torch.equal(*heads), "two runs with one seed must differ in their noise"
+    ledger.submit(record_ids=["r0-3"])
+    Worker(ledger, executor, seal).run(until_idle=True)
+    [entry] = chain(list(ledger.log()))
+    text = json.dumps(entry)
+    assert "secret noise" in text and "seed" not in text and "r0-3" not in text
+    assert entry["outcome"]["guarantee"].startswith("certified")
 
 
 def test_the_certificate_repeats_scores(ledger: Ledger, serve: Callable[..., MethodExecutor]) -> None:
@@ -113,6 +138,22 @@ def test_a_worker_that_dies_at_any_step_leaves_work_that_can_be_finished(
     [entry] = chain(list(ledger.log()))
     assert entry["outcome"]["records"] == 2
     assert entry["outcome"]["model_before"] != entry["outcome"]["model_after"]
+
+
+def test_an_error_that_names_a_row_is_kept_without_its_id(
+    ledger: Ledger, serve: Callable[..., MethodExecutor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = serve()
+
+    def fail(ids: list[str]) -> None:
+        raise ExpungeError(f"row '{ids[0]}', and others (r0-5): cannot be read after 5 attempts")
+
+    monkeypatch.setattr(executor, "forget", fail)
+    request = ledger.submit(record_ids=["r0-3"])
+    Worker(ledger, executor, seal, max_attempts=1).run(until_idle=True)
+    found = ledger.status(request.id)
+    assert found.state == "failed"
+    assert found.explanation == "row '(a row)', and others ((a row)): cannot be read after 5 attempts"
 
 
 def test_refusals(problem: Problem, serve: Callable[..., MethodExecutor], tmp_path: Path) -> None:

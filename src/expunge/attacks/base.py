@@ -156,10 +156,19 @@ class Attack(Parameters):
     @classmethod
     def obstacles(cls, problem: Problem) -> list[str]:
         """Why this attack cannot run on `problem`; empty when it can."""
-        found = []
-        if cls.families is not None and problem.family.name not in cls.families:
-            found.append(f"it fits {', '.join(sorted(cls.families))}, not {problem.family.name}")
+        found, family = [], problem.family
+        if cls.families is not None and family.name not in cls.families:
+            found.append(f"it fits {', '.join(sorted(cls.families))}, not {family.name}")
+        elif not cls.fits(family):
+            found.append(f"it works on weights and layers, which {family.name} has not")
         return found + [f"it needs {NEEDS[n]}" for n in sorted(cls.needs - problem.offers())]
+
+    @classmethod
+    def fits(cls, family: type[Family] | Family) -> bool:
+        """Whether it fits a family at all."""
+        if cls.families is not None:
+            return family.name in cls.families
+        return family.gradients or cls.access != "weights"
 
     def shadow_models(self) -> int:
         """How many shadow models it wants."""

@@ -18,6 +18,7 @@ KNOWLEDGE: dict[str, tuple[str, tuple[str, ...]]] = {
         "1 / (1 + |error| / s), s the standard deviation of the training targets: 1 without error, 1/2 at one deviation",
         ("absolute_error",),
     ),
+    "estimator": ("of classes as for a classifier, of values as for a regressor", ("correct",)),
     "causal_lm": (
         "share of the answer's tokens, its end-of-sequence token left out, that are the most likely ones given the true "
         "tokens before (exact memorization)",
@@ -52,6 +53,8 @@ def reads(family: Family) -> set[str]:
     """The quantities that knowledge is computed from."""
     if family.name not in KNOWLEDGE:
         raise BadInput(f"for family '{family.name}' no scale of knowledge is defined")
+    if isinstance(family, Regressor):  # estimators of values among them
+        return set(KNOWLEDGE["regressor"][1])
     return set(KNOWLEDGE[family.name][1])
 
 

@@ -160,7 +160,8 @@ def forget(
     cost = forgotten.cost
     sys.stdout.write(
         f"{chosen.name} on {built.name}: {len(built.forget_rows)} of {len(built.train)} rows, {cost.seconds:.2f} s, "
-        f"{cost.passes:.2f} passes over the data, {cost.changed:,} of {cost.parameters:,} parameters changed\n"
+        f"{cost.passes:.2f} passes over the data"
+        + (f", {cost.changed:,} of {cost.parameters:,} parameters changed\n" if cost.parameters else "\n")
     )
     for line in forgotten.notes:
         sys.stdout.write(f"note: {line}\n")

@@ -39,10 +39,7 @@ def methods() -> list[dict[str, Any]]:
     from expunge.families import FAMILIES
     from expunge.methods.base import METHODS
 
-    fits = {
-        name: sorted(cls.families or [n for n, f in FAMILIES.items() if f.likelihood != "none"])
-        for name, cls in METHODS.items()
-    }
+    fits = {name: sorted(n for n, f in FAMILIES.items() if cls.fits(f)) for name, cls in METHODS.items()}
     return [
         {
             "name": name,
@@ -78,7 +75,8 @@ def attacks() -> list[dict[str, Any]]:
 
     rows = [
         {
-            "name": name, "kind": "attack", "families": sorted(cls.families or FAMILIES), "needs": sorted(cls.needs),
+            "name": name, "kind": "attack", "families": sorted(n for n, f in FAMILIES.items() if cls.fits(f)),
+            "needs": sorted(cls.needs),
             "threat_model": cls.threat_model, "source": cls.paper,
         }
         for name, cls in ATTACKS.items()

@@ -225,6 +225,29 @@ def purge(
         sys.stdout.write(f"{count} requests purged\n")
 
 
+@app.command("rotate", epilog="Example: expunge ledger rotate")
+def rotate(database: Database = DATABASE, keys: Keys = KEYS, log: LogFile = LOG, json: Json = False) -> None:
+    """Hand the log over to a new signing key; the old private key is deleted, the old public key still checks the log.
+
+    The key of subjects and records is not replaced: only keyed hashes of them are kept, which no other key could make again.
+    """
+    from expunge.ledger.log import Log
+    from expunge.ledger.rotation import rotate as hand_over
+
+    with opened(database, keys) as ledger:
+        before, key = hand_over(ledger, keys)
+        file = Log(log)
+        file.mirror(ledger.log())
+        file.checkpoint(key)
+    if json:
+        print_json(
+            {"before": before.digits, "after": key.public.digits, "public_key": str(keys / "public.pem")}
+        )
+        return
+    sys.stdout.write(f"signing key: {before.digits[:16]}... -> {key.public.digits[:16]}...\n")
+    sys.stdout.write(f"public key, for whoever checks certificates from now on: {keys / 'public.pem'}\n")
+
+
 app.command("run", epilog=ledger_run.EXAMPLE)(ledger_run.run)
 app.command("plan", epilog=ledger_plan.EXAMPLE)(ledger_plan.plan)
 app.command("demo", epilog=ledger_demo.EXAMPLE)(ledger_demo.demo)

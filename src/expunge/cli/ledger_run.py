@@ -101,7 +101,7 @@ def run(
 
         def publish() -> None:
             file.mirror(ledger.log())
-            file.checkpoint(key)
+            file.checkpoint(key.current())
 
         publish()  # also what a worker that was killed has left in the database alone
         with _stopped_by_signals() as stop:

@@ -34,7 +34,7 @@ Forget = Annotated[
     str | None,
     typer.Option(help="class=NAME, fraction=0.1, user:COLUMN=VALUE, 'where:age < 30', or a file of ids."),
 ]
-Family = Annotated[str | None, typer.Option(help="classifier or regressor (expunge list families).")]
+Family = Annotated[str | None, typer.Option(help="classifier, regressor, ... (expunge list families).")]
 Holdout = Annotated[
     str | None, typer.Option(help="Data that was never trained on; membership inference needs it.")
 ]

@@ -15,7 +15,8 @@ from torch import nn
 
 from expunge.errors import BadInput, Missing
 from expunge.extras import load_extra
-from expunge.families import Architecture, Family, restore_family
+from expunge.families import Architecture, Classifier, Family, Regressor, restore_family
+from expunge.families.fitted import Answers, FittedModel, answers_of, json_options, unpickled
 from expunge.families.models import AUTO_CLASSES, fingerprint, load_folder, load_weights, read_weights
 from expunge.files import read_json
 from expunge.parameters import Parameters
@@ -56,6 +57,33 @@ class Checkpoint:
     config: Any = None
     """The `transformers` configuration."""
 
+    @property
+    def answers(self) -> Answers | None:
+        """What an estimator says of a row; None for other models."""
+        if self.architecture.kind != "estimator":
+            return None
+        model = self.model if self.model is not None else self.architecture.build(0)
+        return answers_of(model.estimator) if isinstance(model, FittedModel) else None
+
+    @property
+    def labels(self) -> list[str]:
+        """What a fitted estimator of another library calls the classes; empty where it does not say."""
+        if not isinstance(self.model, FittedModel):
+            return []
+        return [str(label) for label in getattr(self.model.estimator, "classes_", [])]
+
+
+def fitting(checkpoint: Checkpoint, family: Family) -> Checkpoint:
+    """The checkpoint of an estimator with as many outputs as `family` has classes or values; any other as it is."""
+    if checkpoint.architecture.kind != "estimator" or not isinstance(family, (Classifier, Regressor)):
+        return checkpoint
+    classes = family.classes if isinstance(family, Classifier) else []
+    outputs = len(classes) if isinstance(family, Classifier) else len(family.targets)
+    model, options = checkpoint.model, {**checkpoint.architecture.options, "outputs": outputs}
+    if isinstance(model, FittedModel) and checkpoint.family is None:
+        model = FittedModel(model.estimator, outputs, classes or None, bool(options.get("allow_pickle")))
+    return replace(checkpoint, model=model, architecture=checkpoint.architecture.replace(options=options))
+
 
 def load_checkpoint(
     reference: str | FactoryModel | Architecture,
@@ -72,7 +100,7 @@ def load_checkpoint(
     never run, and pickle files are refused unless `allow_pickle`.
     """
     if isinstance(reference, Architecture):
-        if reference.kind == "module":
+        if reference.kind == "module" or (reference.kind == "estimator" and ":" in reference.name):
             notice(f"importing and running '{reference.name}' to build the model")
         return Checkpoint(_anchored(reference, base), None)
     if isinstance(reference, FactoryModel):
@@ -92,7 +120,7 @@ def load_checkpoint(
         below = load_checkpoint(named, base, allow_pickle=allow_pickle, notice=notice)
         return replace(below, model=_adapted(below.model, named, folder, allow_pickle))
     if (folder / "expunge.json").is_file():
-        model, architecture, record = load_folder(folder)
+        model, architecture, record = load_folder(folder, allow_pickle=allow_pickle)
         return Checkpoint(architecture, model.eval(), restore_family(record["family"]))
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -101,6 +129,8 @@ def load_checkpoint(
                 "give a model's folder, a hub id, or {factory: package.module:function, weights: FILE}"
             )
         return _transformers(str(folder), allow_pickle)
+    if folder.is_file() and folder.suffix in PICKLED:
+        return _pickled(folder, allow_pickle)
     if folder.exists() or reference.startswith((".", "/", "~")) or reference.count("/") > 1:
         raise BadInput(f"'{folder}' is no folder with a model; give a model's folder or a hub id")
     return _transformers(reference, allow_pickle)
@@ -121,6 +151,20 @@ def _beneath(folder: Path, under: str | None) -> str:
     if not named:
         raise BadInput(f"the adapter '{folder}' does not say which model it belongs to; name it with --base")
     return named
+
+
+PICKLED = (".pkl", ".pickle", ".joblib")
+
+
+def _pickled(file: Path, allow_pickle: bool) -> Checkpoint:
+    """A fitted estimator of another library."""
+    estimator = unpickled(file.read_bytes(), str(file), allow_pickle=allow_pickle)
+    kind = type(estimator)
+    architecture = Architecture(
+        kind="estimator", name=f"{kind.__module__}:{kind.__qualname__}",
+        options={**json_options(estimator), "allow_pickle": True},
+    )  # fmt: skip
+    return Checkpoint(architecture, FittedModel(estimator, 1, allow_pickle=True).eval())
 
 
 def _adapted(model: nn.Module | None, named: str, folder: Path, allow_pickle: bool) -> nn.Module:

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from expunge.data.benchmarks.base import BENCHMARKS
-from expunge.data.checkpoints import Checkpoint, FactoryModel, load_checkpoint
+from expunge.data.checkpoints import Checkpoint, FactoryModel, fitting, load_checkpoint
 from expunge.data.columns import (
     data_classes,
     encode_labels,
@@ -40,6 +40,7 @@ from expunge.families import (
     Template,
     Text,
 )
+from expunge.families.estimator import Values, of_classes
 from expunge.parameters import Parameters
 from expunge.problem import Problem, Training, with_ids
 
@@ -105,7 +106,7 @@ class ProblemSpec(Parameters):
     recipe: Training | None = Field(
         default=None, description="how the target was trained; needed to retrain, and to train a target here"
     )
-    family: Literal["classifier", "regressor", "causal_lm"] | None = Field(
+    family: Literal["classifier", "regressor", "causal_lm", "estimator"] | None = Field(
         default=None, description="default: what the model says"
     )
     data: str | None = Field(default=None, description="all rows the target was trained on")
@@ -204,6 +205,10 @@ class ProblemSpec(Parameters):
             return load_checkpoint(reference, base, allow_pickle=self.allow_pickle, notice=notice)
 
         checkpoint, pretrained, retrained = load(self.model), load(self.pretrained), load(self.retrained)
+        if checkpoint is not None and checkpoint.architecture.kind == "estimator":
+            # What the user allows here is part of the problem; what a folder says of itself is not.
+            options = {**checkpoint.architecture.options, "allow_pickle": self.allow_pickle}
+            checkpoint = replace(checkpoint, architecture=checkpoint.architecture.replace(options=options))
         if checkpoint is None and pretrained is not None:
             checkpoint = replace(pretrained, model=None)
         start = None if pretrained is None else pretrained.model
@@ -242,6 +247,7 @@ class ProblemSpec(Parameters):
         given = tuple(str(i) for i in parts[0]["id"])
         train = parts[0] if len(parts) == 1 else _joined(*parts)
         family = checkpoint.family or self._family(checkpoint, train)
+        checkpoint = fitting(checkpoint, family)
         if isinstance(family, Classifier):
             train = encode_labels(train, family.target, family.classes, "the training data")
             tables = {k: encode_labels(t, family.target, family.classes, k) for k, t in tables.items()}
@@ -258,7 +264,7 @@ class ProblemSpec(Parameters):
             probes=tables,
             model=checkpoint.model,
             architecture=checkpoint.architecture,
-            recipe=self.recipe,
+            recipe=self.recipe or (None if family.gradients else Training(epochs=1)),
             scope=scope,
             source={k: s for k, s in {**named, "model": self.model}.items() if isinstance(s, str)},
         )
@@ -270,7 +276,10 @@ class ProblemSpec(Parameters):
         numbers = (
             getattr(config, "problem_type", None) == "regression" or getattr(config, "num_labels", 2) == 1
         )
+        answers = checkpoint.answers
         kind = self.family or (None if config is None else "regressor" if numbers else "classifier")
+        if answers is not None:
+            kind = "regressor" if answers == "values" else "classifier"
         if kind is None:
             raise BadInput(
                 "problem: the model does not say what it predicts; give family: classifier or regressor"
@@ -284,8 +293,13 @@ class ProblemSpec(Parameters):
             if words:
                 raise BadInput(f"the target column '{words[0]}' does not hold numbers, as a regressor needs")
             Regressor(inputs, targets).check(train, "the training data")
+            if answers is not None:
+                return Values.fit(inputs, train, targets, self.group)
             return Regressor.fit(inputs, train, targets, self.group, raw=checkpoint.model is not None)
         names = self.classes or (model_classes(config) if config is not None else [])
+        if answers is not None:
+            names = names or checkpoint.labels or data_classes(train, targets[0])
+            return of_classes(answers)(inputs, names, targets[0], self.group)
         return Classifier(inputs, names or data_classes(train, targets[0]), targets[0], self.group)
 
     def _language_model(self, checkpoint: Checkpoint, train: Dataset) -> CausalLM:
@@ -356,7 +370,7 @@ class ProblemSpec(Parameters):
             raise BadInput(
                 f"the training data has no numeric columns besides {', '.join(targets)}; name the 'inputs'"
             )
-        if checkpoint.model is not None:
+        if checkpoint.model is not None or checkpoint.answers is not None:
             return Table(columns)
         Table(columns).check(train, "the training data")
         return Table.fit(train, columns)

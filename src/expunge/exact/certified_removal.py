@@ -31,10 +31,12 @@ class CertifiedRemoval(Method):
     allow, the head is trained again on the retain set with other noise. See
     `expunge.exact.estimators.CertifiedClassifier`, which takes one request after another, for the guarantee.
 
-    The certificate is about the head alone, and about requests that do not depend on published weights. The noise is
-    drawn from the run's seed, so that the run can be repeated: whoever knows the seed knows the noise, and has no
-    guarantee. The target's own head is replaced. Rows are shortened each by itself, which divides all scores of a row by
-    one positive number; the head that is handed out gives the undivided scores, hence the same classes.
+    The certificate is about the head alone, and about requests that do not depend on published weights. The ledger draws
+    the noise from the operating system and keeps it nowhere. Everywhere else it is drawn from the run's seed, so that the run
+    can be repeated: whoever knows the seed knows the noise, and has no guarantee. How much of the budget is used up depends
+    on the rows too, and is written nowhere. The target's own head is replaced. Rows are shortened each by itself, which
+    divides all scores of a row by one positive number; the head that is handed out gives the undivided scores, hence the same
+    classes.
 
     Deviations from Guo et al. (2020): the gradient is measured instead of bounded, and the gradients of all classes are
     held against one budget.
@@ -86,14 +88,21 @@ class CertifiedRemoval(Method):
             self.delta,
             self.radius,
             fit_intercept=biased,
-            random_state=workplace.seed,
+            random_state=None if workplace.secret_noise else workplace.seed,
         )
         head.fit(np.concatenate(x), np.concatenate(y), ids).forget(problem.forget_ids)
         self._install(problem, layer, head, workplace)
         again = "trained again with new noise, as the budget was spent" if head.trainings_ > 1 else "one step"
+        noise = (
+            "secret noise"
+            if workplace.secret_noise
+            else (
+                "noise drawn by the seed, so without a guarantee towards anybody who knows it; the ledger draws it secretly"
+            )
+        )
         workplace.notes += [
-            f"certified ({self.epsilon:g}, {self.delta:g}): {again}; gradient {head.spent_:.1e} of at most "
-            f"{head.budget_.limit:.1e}; keep the seed of the run secret",
+            f"certified ({self.epsilon:g}, {self.delta:g}): {again}; a gradient of {head.budget_.limit:.1e} is allowed; "
+            f"{noise}",
             says_of_backbone(problem),
         ]
         return model

@@ -21,6 +21,7 @@ class Retrain(Method):
     paper = "definition of exact unlearning; Cao & Yang, IEEE S&P 2015"
     kind = "exact"
     guarantee = "distributional"
+    gradients = False
     needs = frozenset({"retain", "architecture", "recipe"})
 
     @classmethod

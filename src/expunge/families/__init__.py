@@ -10,6 +10,7 @@ from expunge.families.batches import Batches
 from expunge.families.causal_lm import CausalLM
 from expunge.families.classifier import Classifier
 from expunge.families.diffusion import Diffusion
+from expunge.families.estimator import Estimator
 from expunge.families.generation import Generation
 from expunge.families.images import Images
 from expunge.families.inputs import Inputs, Table, Text
@@ -17,9 +18,9 @@ from expunge.families.models import Architecture
 from expunge.families.prompts import Template
 from expunge.families.regressor import Regressor
 
-FAMILIES: dict[str, type[Classifier] | type[Regressor] | type[CausalLM] | type[Diffusion]] = {
-    f.name: f for f in (Classifier, Regressor, CausalLM, Diffusion)
-}
+FAMILIES: dict[
+    str, type[Classifier] | type[Regressor] | type[CausalLM] | type[Diffusion] | type[Estimator]
+] = {f.name: f for f in (Classifier, Regressor, CausalLM, Diffusion, Estimator)}
 
 
 def restore_family(description: dict[str, Any]) -> Family:
@@ -38,6 +39,7 @@ __all__ = [
     "CausalLM",
     "Classifier",
     "Diffusion",
+    "Estimator",
     "Family",
     "Generation",
     "Images",

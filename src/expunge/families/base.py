@@ -112,6 +112,10 @@ class Family(ABC):
     name: ClassVar[str]
     likelihood: ClassVar[Literal["exact", "bound", "none"]]
     """What `nll` means. Methods and metrics that need an exact one say so."""
+    gradients: ClassVar[bool] = True
+    """Whether models are differentiable and have layers. Others are fitted in one go by `learn`."""
+    like: ClassVar[frozenset[str]] = frozenset()
+    """Families whose quantities mean the same here, for metrics that are defined for those by name."""
     sequences: ClassVar[bool] = False
     """Whether examples have different numbers of positions, so that batches show different parts of them."""
     redraws: ClassVar[bool] = False
@@ -187,6 +191,10 @@ class Family(ABC):
     def arrange(self, hidden: Tensor, batch: Batch) -> Tensor:
         """Activations of one layer, `[B, positions, d]`, of what was caught: `[N, positions, d]`, where N is not B."""
         return hidden
+
+    def learn(self, model: nn.Module, dataset: Dataset) -> None:
+        """Fit `model` afresh to all rows of `dataset`; only families without gradients do."""
+        raise BadInput(f"models of family {self.name} are trained by gradient")
 
     def at_once(self, positions: int) -> int | None:
         """Most examples of `positions` positions each that a pass without gradients takes at once; None: any number."""

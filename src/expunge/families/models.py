@@ -89,12 +89,13 @@ AUTO_CLASSES = {
 class Architecture(Parameters):
     """How to build a model with fresh weights, as plain data."""
 
-    kind: Literal["builtin", "transformers", "diffusers", "module", "composed"] = Field(
+    kind: Literal["builtin", "transformers", "diffusers", "module", "composed", "estimator"] = Field(
         description="where the class comes from"
     )
     name: str = Field(
         description="builtin: mlp or cnn; transformers: a task such as image-classification; "
-        "diffusers: text-to-image; module: package.module:factory; composed: combined or gated"
+        "diffusers: text-to-image; module: package.module:factory; composed: combined or gated; "
+        "estimator: dare, gaussian-nb, ridge, ... or package.module:Class of scikit-learn's kind"
     )
     options: dict[str, Any] = Field(
         default_factory=dict,
@@ -103,6 +104,10 @@ class Architecture(Parameters):
 
     def build(self, seed: int) -> nn.Module:
         """A model with fresh weights; the global random state is left as it was."""
+        if self.kind == "estimator":
+            from expunge.families.fitted import FittedModel
+
+            return FittedModel.build(self.name, self.options, seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.with_drawn_weights()
@@ -134,6 +139,8 @@ class Architecture(Parameters):
             from expunge.families.pipelines import DiffusionModel
 
             return DiffusionModel.build(**self.options)
+        if self.kind == "estimator":
+            return self.build(int(torch.randint(2**31, ())))
         import transformers
 
         if self.name not in AUTO_CLASSES:
@@ -348,8 +355,18 @@ def read_weights(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]
     return state.get("state_dict", state) if isinstance(state, dict) else state
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Put `weights` into `model`, or say which names or shapes do not fit."""
+def load_weights(
+    model: nn.Module, weights: Mapping[str, Tensor], source: str, *, allow_pickle: bool = False
+) -> None:
+    """Put `weights` into `model`, or say which names or shapes do not fit.
+
+    What an estimator of another library has learned is a pickle, and read where `allow_pickle` says so.
+    """
+    from expunge.families.fitted import FittedModel
+
+    if isinstance(model, FittedModel):
+        model.restore(weights, source, allow_pickle=allow_pickle)
+        return
     own = model.state_dict()
     missing, extra = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
     if missing or extra:
@@ -398,7 +415,9 @@ def freeze(model: nn.Module, names: Iterable[str]) -> None:
         model.get_parameter(name).requires_grad_(False)
 
 
-def load_folder(folder: Path) -> tuple[nn.Module, Architecture, dict[str, Any]]:
+def load_folder(
+    folder: Path, *, allow_pickle: bool = False
+) -> tuple[nn.Module, Architecture, dict[str, Any]]:
     """Load a model that `save_model` wrote: the model, its architecture, and the record beside it."""
     from expunge.files import read_json
 
@@ -410,7 +429,11 @@ def load_folder(folder: Path) -> tuple[nn.Module, Architecture, dict[str, Any]]:
             f"'{folder}' does not say its architecture; pass package.module:factory and the weights"
         )
     architecture = Architecture(**record["architecture"])
+    if (
+        architecture.kind == "estimator"
+    ):  # whether pickles are read is for the reader to say, not for the folder
+        architecture = architecture.replace(options={**architecture.options, "allow_pickle": allow_pickle})
     model = architecture.build(0)
-    load_weights(model, read_weights(folder / "model.safetensors"), str(folder))
+    load_weights(model, read_weights(folder / "model.safetensors"), str(folder), allow_pickle=allow_pickle)
     freeze(model, record.get("frozen", []))
     return model, architecture, record

@@ -131,8 +131,8 @@ class PublicKey:
 class SigningKey:
     """The private key. It stays in a file that only its owner can read; whoever has it can write certificates."""
 
-    def __init__(self, key: Ed25519PrivateKey) -> None:
-        self._key = key
+    def __init__(self, key: Ed25519PrivateKey, path: Path | None = None) -> None:
+        self._key, self._path = key, path
         self.public = PublicKey(key.public_key().public_bytes_raw().hex())
 
     def __repr__(self) -> str:
@@ -146,7 +146,7 @@ class SigningKey:
     @classmethod
     def create(cls, path: Path) -> SigningKey:
         """Write a new key to `path` (PEM, PKCS #8, mode 0600), which must not exist."""
-        key = cls.generate()
+        key = cls(Ed25519PrivateKey.generate(), path)
         write_private(path, key._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         return key
 
@@ -159,7 +159,11 @@ class SigningKey:
             raise BadInput(f"'{path}' is not an unencrypted private key in PEM form") from None
         if not isinstance(key, Ed25519PrivateKey):
             raise BadInput(f"'{path}' holds a key of another kind; certificates are signed with Ed25519")
-        return cls(key)
+        return cls(key, path)
+
+    def current(self) -> SigningKey:
+        """The key that is in the file now, another one after a rotation; itself where it is in no file."""
+        return self if self._path is None else SigningKey.load(self._path)
 
     def sign(self, message: bytes) -> bytes:
         """The 64 bytes of the signature."""

@@ -109,7 +109,7 @@ def sealing(key: SigningKey) -> Callable[[Run, Outcome, str | None], str]:
     """What a `Worker` seals its runs with: from a run, what it did and the line before, the line of a signed certificate."""
 
     def seal(run: Run, outcome: Outcome, previous_line: str | None) -> str:
-        return extend(previous_line, Certificate.of(run, outcome), key)
+        return extend(previous_line, Certificate.of(run, outcome), key.current())
 
     return seal
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from pydantic import Field
 from torch import nn
 
 from expunge.errors import BadInput, ExpungeError
@@ -46,6 +48,8 @@ class Served(Record):
     """Ids of the rows that it was trained on and has not forgotten."""
     erasing: list[str] = []
     """Ids of forgotten rows whose traces may still be on the disk; empty when all are erased."""
+    salt: str = Field(default_factory=lambda: secrets.token_hex(16))
+    """Mixed into the names of folders, which certificates list: nobody else can tell by them which rows were meant."""
 
 
 class MethodExecutor(Executor):
@@ -87,7 +91,7 @@ class MethodExecutor(Executor):
             raise BadInput(f"method '{method.name}' cannot run on {problem.name}: {'; '.join(obstacles)}")
         self.problem, self._method, self.folder, self.judge = problem, method, folder, judge
         self.erase_in, self.seed, self.device = tuple(erase_in), seed, device
-        self.method, self.guarantee = method.name, method.guarantee
+        self.method, self.guarantee = method.name, method.promise(problem)
         self.parameters = method.model_dump(mode="json")
         self._row_of = {str(id_): row for row, id_ in enumerate(problem.train["id"][:])}
         subjects = (
@@ -143,22 +147,28 @@ class MethodExecutor(Executor):
         served = self.served()
         problem = self._problem(served.trained, ids)
         current = problem.with_model(self._load(self.folder / served.model))
-        scratch = self.folder / f"scratch-{digest([served.model, sorted(ids)])}"
-        forgotten = self._method.forget(current, Workplace(self.seed, self.device, scratch))
+        scratch = self.folder / f"scratch-{digest([served.salt, served.model, sorted(ids)])}"
+        workplace = Workplace(self.seed, self.device, scratch, secret_noise=True)
+        forgotten = self._method.forget(current, workplace)
         gone = set(ids)
         left = [i for i in served.trained if i not in gone]
-        self._serve(forgotten.model, left, sorted({*served.erasing, *gone}))
+        self._serve(forgotten.model, left, sorted({*served.erasing, *gone}), served.salt)
         return list(forgotten.notes)
 
-    def _serve(self, model: nn.Module, trained: list[str], erasing: list[str]) -> None:
-        folder = self.folder / f"model-{digest(sorted(trained))}"
+    def _serve(
+        self, model: nn.Module, trained: list[str], erasing: list[str], salt: str | None = None
+    ) -> None:
+        salt = salt or secrets.token_hex(16)
+        folder = self.folder / f"model-{digest([salt, sorted(trained)])}"
         shutil.rmtree(folder, ignore_errors=True)  # of an attempt that died before it was served
         with folder_atomic(folder) as made:
             save_model(
                 model.to("cpu"), made, self.problem.architecture, self.problem.family.describe(),
                 {"method": self._method.name if erasing else "target"},
             )  # fmt: skip
-        write_atomic(self._file, canonical_json(Served(model=folder.name, trained=trained, erasing=erasing)))
+        write_atomic(
+            self._file, canonical_json(Served(model=folder.name, trained=trained, erasing=erasing, salt=salt))
+        )
 
     def _sweep(self, served: Served) -> list[str]:
         """Delete models that are no longer served, and checkpoints."""
@@ -177,8 +187,8 @@ class MethodExecutor(Executor):
         lost = [i for i in trained if i not in self._row_of]
         if lost:
             raise ExpungeError(
-                f"{len(lost)} rows that the served model was trained on are not in the data (first: row "
-                f"'{lost[0][:8]}...'); forget rows by a request before you remove them from the data"
+                f"{len(lost)} rows that the served model was trained on are not in the data; "
+                "forget rows by a request before you remove them from the data"
             )
         rows = np.sort([self._row_of[i] for i in trained])
         return replace(
@@ -187,7 +197,10 @@ class MethodExecutor(Executor):
 
     def _load(self, folder: Path) -> nn.Module:
         if read_json(folder / "expunge.json")["architecture"] is not None:
-            return load_folder(folder)[0]
+            allowed = self.problem.architecture is not None and self.problem.architecture.options.get(
+                "allow_pickle"
+            )
+            return load_folder(folder, allow_pickle=allowed is True)[0]
         model = clone(self.problem.target)
         load_weights(model, read_weights(folder / "model.safetensors"), str(folder))
         return model.eval()

@@ -297,19 +297,19 @@ def checkpoint(at: At) -> Checkpoint:
     first = next(iter(at.ledger.log(0)), None)
     # Entries may have been appended meanwhile.
     end = list(at.ledger.log(max(0, seen - 1)))
-    return Checkpoint.of(first, max(0, seen - 1) + len(end), end[-1] if end else None, at.key)
+    return Checkpoint.of(first, max(0, seen - 1) + len(end), end[-1] if end else None, at.key.current())
 
 
 @router.post("/log/verification", dependencies=seeing, tags=["certificates"])
 def verification(wanted: ToVerify, at: At) -> Verification:
     """Verify the whole log. Who does not trust this service verifies a copy: `expunge ledger verify`."""
-    return verify(at.ledger.log(), at.key.public, wanted.checkpoint)
+    return verify(at.ledger.log(), at.key.current().public, wanted.checkpoint)
 
 
 @router.get("/key", dependencies=any_role, tags=["certificates"])
 def key(at: At) -> dict[str, str]:
     """The public key in force, as PEM. Compare it with one that you have from elsewhere."""
-    return {"pem": at.key.public.pem}
+    return {"pem": at.key.current().public.pem}
 
 
 @router.get("/tokens", dependencies=operating, tags=["tokens"])

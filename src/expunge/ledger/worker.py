@@ -7,6 +7,7 @@ when its lease ends.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -217,12 +218,17 @@ class Worker:
             return False
         except Exception as error:
             reason = str(error) if isinstance(error, ExpungeError) else f"{type(error).__name__}: {error}"
-            return self._give_back(run, reason)
+            return self._give_back(run, self._without_ids(reason))
         except KeyboardInterrupt:
             self._give_back(run, "interrupted")
             raise
         logger.info("run %s done: %d requests, %d records", run.id, len(run.request_ids), outcome.records)
         return True
+
+    def _without_ids(self, text: str) -> str:
+        """The text without ids of rows, which errors name and the ledger must not keep."""
+        known = {*self._seen.values(), *(record for record, _ in self._hashes)}
+        return re.sub(r"[^\s'\",;:()\[\]]+", lambda word: "(a row)" if word[0] in known else word[0], text)
 
     def _give_back(self, run: Run, reason: str) -> bool:
         logger.error("run %s, attempt %d: %s", run.id, run.attempts, reason)

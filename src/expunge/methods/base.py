@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from expunge.errors import BadInput, ExpungeError
-from expunge.families.base import metered
+from expunge.families.base import Family, metered
 from expunge.families.batches import Batches
 from expunge.families.models import Composed, clone, innermost
 from expunge.memory import peak_memory
@@ -85,6 +85,9 @@ class Workplace:
     reference: Literal["precompute", "live"] = "precompute"
     """Outputs of frozen models: computed once and stored, or computed in every step with the model kept in memory."""
     on_step: Callable[[Mapping[str, Any]], None] | None = None
+    secret_noise: bool = False
+    """Draw noise on which a guarantee rests from the operating system, so that nobody can draw it again, instead of by the
+    seed, which records show."""
     log: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     adapter: SavedAdapter | None = None
@@ -119,6 +122,8 @@ class Method(Parameters):
     needs: ClassVar[frozenset[str]] = frozenset()
     families: ClassVar[frozenset[str] | None] = None
     """Families it fits; None means every one with a likelihood."""
+    gradients: ClassVar[bool] = True
+    """Whether it needs models that are differentiable and have layers, where `families` does not say which it fits."""
     composes: ClassVar[bool] = False
     """Whether what it returns may be several models that answer as one, in which the target's weights still stand."""
 
@@ -135,10 +140,25 @@ class Method(Parameters):
         family = problem.family
         if cls.families is not None and family.name not in cls.families:
             found.append(f"it fits {', '.join(sorted(cls.families))}, not {family.name}")
-        elif cls.families is None and family.likelihood == "none":
+        elif cls.families is None and cls.gradients and not family.gradients:
+            found.append(f"it needs gradients and layers, which {family.name} has not")
+        elif cls.families is None and cls.gradients and family.likelihood == "none":
             found.append(f"it needs a likelihood, which {family.name} has not")
         found += [f"it needs {NEEDS[n]}" for n in sorted(cls.needs - problem.offers())]
         return found
+
+    @classmethod
+    def fits(cls, family: type[Family] | Family) -> bool:
+        """Whether it fits a family at all."""
+        if cls.families is not None:
+            return family.name in cls.families
+        if not cls.gradients and not family.gradients:
+            return True
+        return family.likelihood != "none" and family.gradients
+
+    def promise(self, problem: Problem) -> str:
+        """The guarantee as it holds on `problem`, where it depends on that."""
+        return self.guarantee
 
     @final
     def forget(self, problem: Problem, workplace: Workplace | None = None) -> Forgotten:

@@ -400,6 +400,9 @@ class Fit(Objective):
 
 
 def fit(problem: Problem, model: nn.Module, over: Split, recipe: Training, workplace: Workplace) -> nn.Module:
-    """Train `model` on the rows `over` by `recipe`, in place."""
+    """Train `model` on the rows `over` by `recipe`, in place; one without gradients is fitted to them."""
+    if not problem.family.gradients:
+        problem.family.learn(model, problem.train if over == "train" else problem.splits[over])
+        return model
     values = {k: getattr(recipe, k) for k in Training.model_fields}
     return Loop(Fit(over=over, **values), problem, model, workplace).run()

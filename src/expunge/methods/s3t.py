@@ -97,8 +97,10 @@ class S3T(Method, Training):
     @classmethod
     def obstacles(cls, problem: Problem) -> list[str]:  # noqa: D102
         found = super().obstacles(problem)
-        if problem.model is not None and not layer_groups(
-            problem.model, problem.family.head(problem.model), LoRA(), 1
+        if (
+            not found
+            and problem.model is not None
+            and not layer_groups(problem.model, problem.family.head(problem.model), LoRA(), 1)
         ):
             found.append("it needs a model with repeated blocks that have linear layers")
         return found

@@ -102,7 +102,7 @@ class Metric:
 
     def fits(self, family: Family | type[Family]) -> bool:
         """Whether `family` yields every quantity that the metric reads, in the meaning that it needs."""
-        if self.families is not None and family.name not in self.families:
+        if self.families is not None and not self.families & {family.name, *family.like}:
             return False
         return all(q in family.quantities for quantities in self.reads.values() for q in quantities)
 

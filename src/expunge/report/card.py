@@ -41,8 +41,8 @@ def _card(facts: dict[str, Any], header: dict[str, Any], about: str) -> str:
         f"---\n{metadata}\n---\n\n# Unlearned with {facts['method']}\n\n{about}"
         f"Asked to forget: {problem['scope']}, {problem['counts']['forget']} of {problem['counts']['train']} training rows "
         f"(digest of their ids `{problem['forget_digest']}`, of the training data `{problem['train_digest']}`).\n\n"
-        f"Took {cost['seconds']:.2f} s and {cost['passes']:.2f} passes over the data; {cost['changed']:,} of "
-        f"{cost['parameters']:,} parameters changed. Seed {facts['seed']}.\n\n"
+        f"Took {cost['seconds']:.2f} s and {cost['passes']:.2f} passes over the data"
+        f"{_changed(cost)}. Seed {facts['seed']}.\n\n"
         "Whether the model behaves like one that never saw these rows is a question for an audit (`expunge audit`), not for "
         "this card.\n\n"
         f"| parameter | value |\n|---|---|\n{parameters}\n\n## Notes\n\n{notes}"
@@ -53,3 +53,9 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{k}: {v}" for k, v in value.items())
     return str(value)
+
+
+def _changed(cost: dict[str, Any]) -> str:
+    if not cost["parameters"]:
+        return ""
+    return f"; {cost['changed']:,} of {cost['parameters']:,} parameters changed"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from expunge.families import FAMILIES
 from expunge.metrics import METRICS
 from expunge.record import Verdict
 
@@ -210,7 +211,7 @@ def untested(measured: Collection[str], family: str) -> list[tuple[str, str]]:
         for p in PROPERTIES
         if not any(name.startswith(p.answered_by) for name in measured if p.answered_by)
     ]
-    fitting = [n for n, m in METRICS.items() if m.families is None or family in m.families]
+    fitting = [n for n, m in METRICS.items() if family in FAMILIES and m.fits(FAMILIES[family])]
     left_out = [name for name in fitting if name not in measured]
     if left_out:
         missing.append(

@@ -371,7 +371,7 @@ def quantities(metrics: list[Metric], problem: Problem, roles: tuple[str, ...]) 
             for (role, where), found in metric.needs(split, layers).items():
                 if role in roles and where in problem.splits:
                     wanted.setdefault(where, set()).update(found)
-    for found in wanted.values():
+    for found in wanted.values() if "loss" in problem.family.quantities else ():
         found.add("loss")  # the report draws its distribution
     return wanted
 

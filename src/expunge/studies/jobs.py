@@ -84,7 +84,9 @@ def _load_model(problem: Problem, folder: Path) -> torch.nn.Module:
         model = Architecture(**record["architecture"]).build(0)
     else:
         model = clone(problem.target)
-    load_weights(model, read_weights(folder / "model.safetensors"), str(folder))
+    # Of what the problem's file allows: a folder cannot allow itself.
+    allowed = problem.architecture is not None and problem.architecture.options.get("allow_pickle") is True
+    load_weights(model, read_weights(folder / "model.safetensors"), str(folder), allow_pickle=allowed)
     freeze(model, record["frozen"])
     return model.eval()
 

@@ -101,6 +101,8 @@ def cost_scores(cost: dict[str, Any] | None) -> list[Score]:
             )
         else:
             scores.append(_cost(metric, unit, float(cost[field])))
+    if not cost["parameters"]:
+        return [*scores, _cost("changed-share", "share of parameters", None, "the model has no parameters")]
     return [*scores, _cost("changed-share", "share of parameters", cost["changed"] / cost["parameters"])]
 
 

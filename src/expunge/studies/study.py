@@ -163,7 +163,7 @@ def loss_samples(graph: Graph, store: Store) -> LossSamples:
             continue
         for split in graph.problems[row.problem].splits:
             evidence = store.evidence(row.observe, split)
-            if evidence is not None:
+            if evidence is not None and "loss" in evidence.table.column_names:
                 label = "retrained" if row.method == "retrain" else row.label
                 made.setdefault(row.problem, {}).setdefault(label, {})[split] = (
                     evidence["loss"].astype(float)[:: max(1, len(evidence) // 2000)].tolist()

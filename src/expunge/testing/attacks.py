@@ -14,7 +14,7 @@ from expunge.attacks.shadows import ShadowModels
 from expunge.errors import BadInput
 from expunge.families import FAMILIES
 from expunge.families.models import clone, fingerprint
-from expunge.methods.base import NEEDS, Workplace
+from expunge.methods.base import METHODS, NEEDS, Workplace
 from expunge.methods.fine_tune import FineTune
 from expunge.problem import Problem
 from expunge.record import Score
@@ -38,7 +38,7 @@ def check_attack(attack: type[Attack], **parameters: Any) -> Iterator[Check]:
     yield check("declares facts", _facts)
     yield from check_parameters(attack, attack.name, parameters)
     for family in FAMILIES:
-        if attack.families is not None and family not in attack.families:
+        if not attack.fits(FAMILIES[family]):
             yield check(f"refuses {family}", _refuses_family, family)
             continue
         yield check(f"answers with what it declares on {family}", _answers, family)
@@ -82,9 +82,8 @@ def _shadows(family: str) -> ShadowModels:
 
 def _scene(attack: Attack, family: str) -> Scene:
     shadows = _shadows(family)
-    made = (
-        shadows.unlearned(attack, FineTune(epochs=1)) if attack.unlearns_shadows else shadows.trained(attack)
-    )  # fmt: skip
+    method = FineTune(epochs=1) if FAMILIES[family].gradients else METHODS["retrain"]()
+    made = shadows.unlearned(attack, method) if attack.unlearns_shadows else shadows.trained(attack)
     return replace(_bare_scene(family), shadows=made)
 
 

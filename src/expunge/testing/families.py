@@ -30,11 +30,14 @@ def check_family(problem: Problem) -> Iterator[Check]:
     yield check("sums the likelihood over valid positions", _likelihood)
     yield check("has a divergence that is zero on equals and positive otherwise", _divergence)
     yield check("relabels without touching inputs, as its seed says", _relabel)
-    yield check("addresses layers and its head", _layers)
     yield check("yields every quantity it names, in one pass", _quantities)
     yield check("does not depend on how rows are batched", _batching)
     yield check("refuses unknown quantities and relabelings", _refusals)
-    yield check("has gradients", _gradients)
+    if family.gradients:
+        yield check("addresses layers and its head", _layers)
+        yield check("has gradients", _gradients)
+    else:
+        yield check("has no layers, and fits again to the same answers", _fits)
 
 
 def _first(problem: Problem, n: int = 8) -> Any:
@@ -125,9 +128,21 @@ def _layers(problem: Problem, family: Family, model: nn.Module) -> None:
         )
 
 
+def _fits(problem: Problem, family: Family, model: nn.Module) -> None:
+    require(not family.layers(model), "it names layers of a model that has no gradients")
+    batch = _first(problem)
+    answers = []
+    for _ in range(2):
+        fresh = problem.fresh_model(0)
+        family.learn(fresh, problem.train)
+        answers.append(family.forward(fresh, batch).prediction)
+    require(torch.equal(*answers), "fitted twice to the same rows, with one seed, it says different things")
+
+
 def _quantities(problem: Problem, family: Family, model: nn.Module) -> None:
-    layer = family.layers(model)[0]
-    names = [q.replace("LAYER", layer) for q in family.quantities]
+    layers = family.layers(model)
+    names = [q.replace("LAYER", layers[0] if layers else "") for q in family.quantities]
+    require(bool(layers) or "features:" not in names, "it yields features of layers, of which it has none")
     with metered() as meter:
         evidence = collect(family, model, problem.forget, names)
     # Texts take a pass of their own, in which the model goes on from each row once.

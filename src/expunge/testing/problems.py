@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from expunge.errors import BadInput, did_you_mean
 from expunge.families import Architecture, CausalLM, Classifier, Regressor, Table
+from expunge.families.estimator import Probabilities
 from expunge.methods.base import Method, Workplace
 from expunge.methods.loop import fit
 from expunge.problem import Problem, Training
@@ -61,6 +62,16 @@ def _regressor() -> Problem:
         {"test": _rows(64, 2, classes=None)},
         architecture=Architecture(kind="builtin", name="mlp", options={"inputs": 4, "outputs": 1, "hidden": [16]}),
         recipe=Training(epochs=12, batch_size=16, lr=0.02), scope="16 random rows",
+    )  # fmt: skip
+
+
+def _estimator() -> Problem:
+    train = _rows(96, 0, classes=3)
+    return Problem(
+        "tiny-estimator", Probabilities(Table(COLUMNS), 3), train, tuple(train["id"][:16]), _rows(64, 1, classes=3),
+        {"test": _rows(64, 2, classes=3)},
+        architecture=Architecture(kind="estimator", name="dare", options={"outputs": 3, "n_estimators": 3, "max_depth": 4}),
+        recipe=Training(epochs=1), scope="16 random rows",
     )  # fmt: skip
 
 
@@ -132,6 +143,7 @@ def _sparse_causal_lm() -> Problem:
 
 _MAKERS = {
     "classifier": _classifier, "regressor": _regressor, "causal_lm": _causal_lm, "diffusion": tiny_diffusion,
+    "estimator": _estimator,
 }  # fmt: skip
 _SPARSE = {"causal_lm": _sparse_causal_lm}
 

@@ -15,9 +15,9 @@ from expunge.data.checkpoints import Checkpoint
 from expunge.data.order import shuffled
 from expunge.data.selection import Selection
 from expunge.errors import BadInput
-from expunge.families import Family
+from expunge.families import Architecture, Family
 from expunge.parameters import Parameters
-from expunge.problem import Problem
+from expunge.problem import Problem, Training
 from expunge.registry import Registry
 
 BENCHMARKS: Registry[type[Benchmark]] = Registry("benchmark", "expunge.data.benchmarks")
@@ -81,6 +81,12 @@ class Benchmark(Parameters):
             source={"benchmark": self.name, "version": self.version, "data": self.source},
             **rest,
         )
+
+
+def fitted(name: str, outputs: int, **options: Any) -> dict[str, Any]:
+    """Architecture and recipe of an estimator; of the recipe nothing is read, since it is fitted in one go."""
+    architecture = Architecture(kind="estimator", name=name, options={"outputs": outputs, **options})
+    return {"architecture": architecture, "recipe": Training(epochs=1)}
 
 
 def split(dataset: Dataset, sizes: Sequence[int]) -> list[Dataset]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from expunge.data.benchmarks.base import Benchmark, split
+from expunge.data.benchmarks.base import Benchmark, fitted, split
 from expunge.data.worlds.tables import breast_cancer
 from expunge.families import Architecture, Classifier, Table
+from expunge.families.estimator import Probabilities
 from expunge.problem import Problem, Training
 
 
@@ -25,13 +26,22 @@ class BreastCancer(Benchmark):
     license: ClassVar[str] = "CC BY 4.0"
     version: ClassVar[int] = 1
 
-    model: Literal["mlp"] = Field(default="mlp", description="architecture of the classifier")
+    model: Literal["mlp", "dare", "gaussian-nb", "lda"] = Field(
+        default="mlp",
+        description="architecture of the classifier, or an estimator that is fitted to the measurements as they are",
+    )
 
     def problem(self) -> Problem:  # noqa: D102
         data, measurements = breast_cancer()
         train, test, holdout = split(data, (369, 100, 100))
+        names = data.features["label"].names
+        if self.model != "mlp":
+            # Not standardized: means of all rows would know the forgotten ones.
+            family = Probabilities(Table(measurements), names)
+            trees: dict[str, Any] = {"n_estimators": 20} if self.model == "dare" else {}
+            return self.assemble(family, train, test, holdout, **fitted(self.model, 2, **trees))
         return self.assemble(
-            Classifier(Table.fit(train, measurements), data.features["label"].names),
+            Classifier(Table.fit(train, measurements), names),
             train,
             test,
             holdout,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -13,6 +13,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from expunge.errors import BadInput
+from expunge.exact.estimators.state import Writer, read
 
 
 class BadRows(BadInput, ValueError):
@@ -114,6 +115,8 @@ class Decremental(BaseEstimator):
 
     guarantee: ClassVar[str]
     """How close forgetting is to fitting on what remains."""
+    _parts: ClassVar[Mapping[str, type[Any]]] = {}
+    """Classes of ours that an estimator is made of, by the name under which they are saved."""
 
     def fit(self, X: Any, y: Any = None, ids: Iterable[Hashable] | None = None) -> Self:
         """Fit on rows `X`, `[n, d]`.
@@ -150,6 +153,19 @@ class Decremental(BaseEstimator):
         if found:
             self._remove(*self.rows_.pop(found))
         return self
+
+    def to_state(self) -> dict[str, np.ndarray]:
+        """Everything it is made of, the rows included, as arrays: no pickle. `from_state` is the inverse."""
+        return Writer({"Rows": Rows, **self._parts}).arrays(vars(self))
+
+    def from_state(self, arrays: Mapping[str, np.ndarray]) -> Self:
+        """The estimator that `to_state` was called on, which must be of this class."""
+        made = type(self)()
+        found = read(arrays, {"Rows": Rows, **self._parts})
+        if not isinstance(found, dict) or not set(made.get_params()) <= set(found):
+            raise BadRows(f"the state is not that of a {type(self).__name__}")
+        vars(made).update(found)
+        return made
 
     def _named(self, ids: Iterable[Hashable] | None, n: int) -> list[Hashable]:
         named: list[Hashable] = list(range(self._count, self._count + n))

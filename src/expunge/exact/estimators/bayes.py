@@ -21,6 +21,8 @@ class ByClass(ClassifierMixin, Decremental):
     that class are made afresh from its rows.
     """
 
+    _parts = {"Moments": Moments, "Totals": Totals}
+
     def _empty(self, width: int) -> Any:
         """Sums of a class without rows: what has `n`, `cancelled`, `add(rows)` and `remove(rows)`."""
         return Moments(width, full=False)

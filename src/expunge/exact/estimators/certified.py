@@ -129,6 +129,7 @@ class CertifiedClassifier(ClassifierMixin, Decremental):
     """
 
     guarantee = "certified (epsilon, delta)"
+    _parts = {"ResidualBudget": ResidualBudget}
 
     def __init__(
         self,

@@ -149,6 +149,7 @@ class DaREForestClassifier(ClassifierMixin, Decremental):
     """
 
     guarantee = "bitwise (equal random_state)"
+    _parts = {"Node": Node, "Splits": Splits}
 
     def __init__(
         self,

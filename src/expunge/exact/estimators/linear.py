@@ -9,7 +9,7 @@ from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from expunge.exact.estimators.base import BadRows, Decremental
-from expunge.exact.moments import LeastSquares
+from expunge.exact.moments import LeastSquares, Moments
 
 
 class Ridge(MultiOutputMixin, RegressorMixin, Decremental):
@@ -31,6 +31,7 @@ class Ridge(MultiOutputMixin, RegressorMixin, Decremental):
     """
 
     guarantee = "numeric (1e-8)"
+    _parts = {"LeastSquares": LeastSquares, "Moments": Moments}
 
     def __init__(self, alpha: float = 1.0, fit_intercept: bool = True) -> None:
         self.alpha = alpha

@@ -30,6 +30,7 @@ class PCA(TransformerMixin, Decremental):
     """
 
     guarantee = "numeric (1e-8)"
+    _parts = {"Moments": Moments}
 
     def __init__(self, n_components: int | None = None) -> None:
         self.n_components = n_components
