@@ -210,3 +210,20 @@ def test_killed_among_the_shadows_and_run_again(attacked: Finished, tmp_path: Pa
     assert {k: after[k] for k in before} == before, "a complete job was computed again"
     scores = ScoreFile.read(tmp_path / "runs" / "attacked" / "scores.json")
     assert numbers(scores) == numbers(attacked.scores)
+
+
+def test_attacks_that_compare_are_given_the_other_retrained_models(tmp_path: Path) -> None:
+    """Every row's depth is measured against retrained models other than itself, so that each has a value."""
+    patching = {"name": "activation-patching", "fluency": 0.01}
+    study = {**ATTACKED, "name": "compared", "seeds": [0, 1], "attacks": [patching]}
+    finished = run_study(study, tmp_path, workers=0, display="none")
+    depths = {
+        (j.method, j.seed): j.score("activation-patching-uds", "forget") for j in finished.scores.judged
+    }
+    assert len(depths) == 6
+    values = {row: score.value for row, score in depths.items() if score is not None}
+    assert values["target", 0] == values["target", 1] == 0
+    assert all(values["retrain", seed] is not None for seed in (0, 1))
+    alone = run_study({**study, "seeds": [0]}, tmp_path, workers=0, display="none")
+    score = row(alone, "retrain").score("activation-patching-uds", "forget")
+    assert score is not None and score.status == "undefined" and "no other one" in score.reason
