@@ -168,8 +168,26 @@ class Difference(Rule):
         return base >= torch.minimum(nth[..., :1] + math.log(self.rho), nth[..., -1:])
 
 
+class Recall(Rule):
+    """An executive and its memories: ``(1 - w) p_0 + w * mean of the other p``; logits are its logarithm."""
+
+    title = "rule recall"
+    how = "recall"
+
+    weight: float = Field(default=0.9, gt=0, le=1, description="(w) how much the memories count")
+
+    def __call__(self, logits: Sequence[Tensor]) -> Tensor:  # noqa: D102
+        executive, *memories = (F.log_softmax(wide(part), -1) for part in logits)
+        if not memories:
+            return executive
+        recalled = torch.stack(memories).logsumexp(0) - math.log(len(memories) / self.weight)
+        if self.weight == 1:
+            return recalled
+        return torch.logaddexp(executive + math.log1p(-self.weight), recalled)
+
+
 RULES: dict[str, type[Rule]] = {
-    rule.how: rule for rule in (Mean, Probabilities, Vote, OneClass, Generic, Difference)
+    rule.how: rule for rule in (Mean, Probabilities, Vote, OneClass, Generic, Difference, Recall)
 }
 
 

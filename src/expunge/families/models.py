@@ -94,7 +94,7 @@ class Architecture(Parameters):
     )
     name: str = Field(
         description="builtin: mlp or cnn; transformers: a task such as image-classification; "
-        "diffusers: text-to-image; module: package.module:factory; composed: combined or gated; "
+        "diffusers: text-to-image; module: package.module:factory; composed: combined, gated or routed; "
         "estimator: dare, gaussian-nb, ridge, ... or package.module:Class of scikit-learn's kind"
     )
     options: dict[str, Any] = Field(
@@ -231,8 +231,9 @@ def innermost(model: nn.Module) -> nn.Module:
 def _rebuilt(name: str, options: Mapping[str, Any]) -> nn.Module:
     from expunge.families.combined import Combined
     from expunge.families.gated import Gated
+    from expunge.families.routed import Routed
 
-    known: dict[str, type[Composed]] = {"combined": Combined, "gated": Gated}
+    known: dict[str, type[Composed]] = {"combined": Combined, "gated": Gated, "routed": Routed}
     if name not in known:
         raise BadInput(f"unknown composed model '{name}'{did_you_mean(name, known)}")
     return known[name].rebuilt(options)
