@@ -216,6 +216,12 @@ def test_command(expunge: Run, tmp_path: Path) -> None:  # noqa: F811
     assert [row["option"] for row in drawn["data"]["values"]] == labels
     shown = expunge(*command)
     assert shown.code == 0 and "recommended: sisa 5x2 does the least work" in shown.out
+    assert (
+        "s3t 5x2 B=2: adapters stand 29 deletions on average" in shown.out
+    )  # 10 (1 + 1/2 + ... + 1/10) = 29.29
+    capacities = {f["label"]: f["capacity"] for f in made.json["forecasts"]}
+    assert capacities["retrain"] is None
+    assert capacities["s3t 5x2 B=1"] == pytest.approx(10 * (1 + 1 / 2 + 1 / 3 + 1 / 4 + 1 / 5))
 
 
 @pytest.mark.parametrize(

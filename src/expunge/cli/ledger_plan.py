@@ -175,6 +175,11 @@ def show(plan: Plan) -> None:
     ]
     title = f"{plan.requests:,} requests of {plan.stream.users:,} users within {plan.stream.days:g} days"
     print_table([*columns, "missed %", "accuracy", "storage GB"], rows, title)
+    for f in plan.forecasts:
+        if f.capacity is not None:
+            sys.stdout.write(
+                f"  {f.label}: adapters stand {f.capacity:.0f} deletions on average before no shard has any left\n"
+            )
     sys.stdout.write(f"{'recommended' if plan.recommended else 'no recommendation'}: {plan.reason}\n")
 
 

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from expunge.errors import BadInput
 from expunge.ledger.workload import Work, s3t_work, sisa_work
+from expunge.methods.slices import expected_deletions
 from expunge.parameters import Parameters, param
 from expunge.record import Record
 
@@ -128,6 +129,11 @@ class Forecast(Record):
     missed: float = Field(description="share of requests that missed their deadline")
     accuracy: float | None = Field(description="from measured points; none outside of them")
     storage: float = Field(description="bytes of what must be kept besides the data")
+    capacity: float | None = Field(
+        default=None,
+        description="s3t: expected deletions from random slices, one after the other and without any training, until no "
+        "shard has adapters left",
+    )
     obstacles: list[str] = Field(description="why it is not recommended")
 
 
@@ -186,6 +192,9 @@ def simulate(
             option, stream, service, requests, work_of(option, service, stream, requests, hits, rng)
         )
         forecast.accuracy = interpolated(accuracy or {}, option)
+        if option.method == "s3t":
+            slices = option.shards * option.slices
+            forecast.capacity = expected_deletions(slices, option.shards * option.sequences)
         forecast.obstacles = _obstacles(forecast, limits)
         forecasts.append(forecast)
     chosen, reason = _recommended(forecasts)
