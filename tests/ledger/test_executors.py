@@ -14,6 +14,7 @@ from torch import nn
 from expunge.api import train_target
 from expunge.errors import BadInput, ExpungeError
 from expunge.exact.certified_removal import CertifiedRemoval
+from expunge.exact.decremental import Dare
 from expunge.exact.retrain import Retrain
 from expunge.exact.shards import ShardedModel
 from expunge.exact.sisa import SISA
@@ -83,6 +84,22 @@ def test_retraining_for_a_person_equals_retraining(
     assert first["erased"] == [f"{everything}/expunge.json", f"{everything}/model.safetensors"]
     assert [p.name for p in executor.folder.glob("model-*")] == [executor.served().model]
     assert f'"{mine[0]}"' not in (executor.folder / "served.json").read_text()
+
+
+def test_a_forest_forgets_row_by_row_for_the_ledger(ledger: Ledger, tmp_path: Path) -> None:
+    asked = tiny_problem("estimator")
+    executor = MethodExecutor(asked, Dare(), tmp_path / "served")
+    for row in asked.train["id"][:3]:
+        ledger.submit(record_ids=[row])
+        Worker(ledger, executor, seal).run(until_idle=True)
+    outcomes = [entry["outcome"] for entry in chain(list(ledger.log()))]
+    assert [o["guarantee"] for o in outcomes] == ["bitwise (equal random_state)"] * 3
+    assert len({o["model_after"] for o in outcomes}) == 3
+    grown = asked.fresh_model(0)  # the seed of the tiny target
+    asked.family.learn(grown, asked.train.select(range(3, len(asked.train))))
+    batch = asked.batches("test").take(torch.arange(64))
+    one, two = (asked.family.forward(m, batch).prediction for m in (executor.model(), grown))
+    assert torch.equal(one, two)
 
 
 def test_certified_removal_draws_noise_that_nobody_can_draw_again(

@@ -38,6 +38,9 @@ def demo(
 
     The same command again submits the same requests, which the ledger recognizes, and shows the same certificate.
     """
+    from expunge.extras import load_extra
+
+    load_extra("sqlalchemy", "ledger", "the ledger")
     from expunge.cli.ledger import opened, prepare
     from expunge.cli.ledger_run import executor_of
     from expunge.exact.shards import ShardedModel

@@ -78,6 +78,9 @@ def run(
     Any number of these may run at once. Ctrl-C or SIGTERM ends one after its current run; one that is killed is replaced
     when its lease ends. A folder that holds a sharded model needs no data beside it.
     """
+    from expunge.extras import load_extra
+
+    load_extra("sqlalchemy", "ledger", "the ledger")
     from expunge.cli.ledger import opened
     from expunge.ledger import Batching
     from expunge.ledger.certificates import SigningKey
