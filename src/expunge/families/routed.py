@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.errors import BadInput
-from expunge.families.models import Architecture, Composed, architecture_of, call
+from expunge.families.models import Architecture, Composed, Past, architecture_of, call
 
 
 class Routed(Composed):
@@ -28,11 +28,17 @@ class Routed(Composed):
     def base(self) -> nn.Module:  # noqa: D102
         return self.experts[0]
 
+    @property
+    def members(self) -> Sequence[nn.Module]:  # noqa: D102
+        return [*self.experts, self.selector]
+
     def chosen(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """`[B]` number of the expert for each row."""
         return call(self.selector, inputs).argmax(-1)
 
-    def logits(self, inputs: Mapping[str, Tensor], keep: int | None) -> Tensor:  # noqa: D102
+    def logits(  # noqa: D102
+        self, inputs: Mapping[str, Tensor], keep: int | None, past: Past | None = None
+    ) -> Tensor:
         chosen = self.chosen(inputs)
         order: list[Tensor] = []
         made: list[Tensor] = []
