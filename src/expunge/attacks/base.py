@@ -157,18 +157,18 @@ class Attack(Parameters):
     def obstacles(cls, problem: Problem) -> list[str]:
         """Why this attack cannot run on `problem`; empty when it can."""
         found, family = [], problem.family
-        if cls.families is not None and family.name not in cls.families:
-            found.append(f"it fits {', '.join(sorted(cls.families))}, not {family.name}")
-        elif not cls.fits(family):
+        if cls.access == "weights" and not family.gradients:
             found.append(f"it works on weights and layers, which {family.name} has not")
+        elif cls.families is not None and not cls.fits(family):
+            found.append(f"it fits {', '.join(sorted(cls.families))}, not {family.name}")
         return found + [f"it needs {NEEDS[n]}" for n in sorted(cls.needs - problem.offers())]
 
     @classmethod
     def fits(cls, family: type[Family] | Family) -> bool:
         """Whether it fits a family at all."""
-        if cls.families is not None:
-            return family.name in cls.families
-        return family.gradients or cls.access != "weights"
+        if cls.access == "weights" and not family.gradients:
+            return False
+        return cls.families is None or family.name in cls.families
 
     def shadow_models(self) -> int:
         """How many shadow models it wants."""
