@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def audit(
-    model: Annotated[list[str], typer.Option(help="Model to judge; may be repeated.")],
+    model: Annotated[list[str] | None, typer.Option(help="Model to judge; may be repeated.")] = None,
     target: Annotated[str | None, typer.Option(help="The model before forgetting.")] = None,
     base: Annotated[
         str | None, typer.Option(help="Model that adapters belong to, where their folder does not name it.")
@@ -80,9 +80,27 @@ def audit(
             "computes only what is missing."
         ),
     ] = None,
+    self_check: Annotated[
+        bool,
+        typer.Option(
+            "--self-check",
+            help="Audit the auditor instead: models with planted residue and clean ones are made and judged blind; --family, "
+            "--attacks and --out apply.",
+        ),
+    ] = False,
+    models: Annotated[int, typer.Option(help="Self-check: models of each construction.", min=1)] = 5,
+    references: Annotated[int, typer.Option(help="Self-check: retrained models to compare with.", min=2)] = 6,
     json: Json = False,
 ) -> None:
     """Measure models and judge them against retrained references. Without --reference, what needs one reads undefined."""
+    if self_check:
+        from expunge.cli.self_check import check
+
+        check(family, attacks, models, references, out, json)
+    if not model:
+        raise BadInput(
+            "there is no model to judge: give --model FOLDER, or --self-check to judge the auditor"
+        )
     from expunge import api
     from expunge.report import ReportInput, write_report
 

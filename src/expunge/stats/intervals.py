@@ -48,6 +48,16 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Interval | None:
     return Interval(low=float(found.low), high=float(found.high), level=level, method="wilson")
 
 
+def clopper_pearson(successes: int, n: int, level: float = 0.95) -> Interval | None:
+    """Exact interval of a share (Clopper & Pearson 1934): covers with at least `level`, whatever the share; None of nothing."""
+    if not 0 <= successes <= n:
+        raise BadInput(f"{successes} successes of {n} cannot be; successes are between 0 and n")
+    if n == 0:
+        return None
+    found = stats.binomtest(successes, n).proportion_ci(level, method="exact")
+    return Interval(low=float(found.low), high=float(found.high), level=level, method="clopper-pearson")
+
+
 def bca(
     values: ArrayLike,
     statistic: Statistic = np.mean,
