@@ -197,6 +197,9 @@ class ClaimTest(Record):
         description="against retrained models: no larger difference; more of what was to be forgotten; different, but not "
         "towards the target; neither shown; no value. Of utility: kept or damaged"
     )
+    status: Status | Literal["not run"] = Field(
+        default="ok", description="why there is no finding, where there is none"
+    )
     original: float | None = Field(default=None, description="the target's value, mean over seeds")
     unlearned: float | None = None
     reference: float | None = Field(default=None, description="mean of the retrained models")

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from expunge.record import Claim, Claimed, Judged, Score
-from expunge.studies.claims import claims
+from expunge.studies.claim_findings import Findings, judge_all
+from expunge.studies.claims import _facts, _gather, claims
 
 PROBLEM = {"name": "p", "family": "classifier", "train_digest": "t1", "forget_digest": "f1"}
 KNOWS = {"retain": 0.99, "test": 0.95, "forget": 0.98, "mia": 0.80, "holdout": 0.30}
@@ -112,6 +113,30 @@ def test_what_is_undefined_is_missing_with_its_reason_and_never_a_number() -> No
     test = next(t for t in found.tests if t.kind == "membership")
     assert test.finding == "missing" and test.unlearned is None and test.excess is None
     assert any("undefined: nothing to attack" in line for line in found.missing)
+
+
+def test_what_has_no_meaning_here_is_not_needed_beside_another_of_its_kind_but_what_failed_is() -> None:
+    for status, needed in (("undefined", False), ("not_applicable", False), ("failed", True)):
+        fine = model("audited", dict(RETRAINED))
+        other = Score(
+            metric="mia-text-min-k",
+            split="forget",
+            unit="share",
+            direction="match",
+            attack=True,
+            status=status,
+            reason="so",
+        )  # type: ignore[arg-type]
+        judged = [fine.model_copy(update={"scores": [*fine.scores, other]})]
+        everyone = [
+            model("target", dict(KNOWS)),
+            *(model("retrain", dict(RETRAINED), i, SPREAD[i]) for i in range(5)),
+        ]
+        found = Findings(judged, everyone[:1], everyone[1:])
+        _gather(found, "classifier", "removal")
+        judge_all(found)
+        tests = [(t.metric, bool(f.needed)) for t, f in zip(found.tests, _facts(found), strict=True)]
+        assert ("mia-loss-logistic", True) in tests and ("mia-text-min-k", needed) in tests
 
 
 def test_without_retrained_models_only_refusals_and_proxies_are_left() -> None:

@@ -60,6 +60,7 @@ class GCG(Attack):
     access = "weights"
     families = frozenset({"causal_lm"})
     trains = True  # a suffix, at the cost of training
+    costly = True
     measures = (
         Measure(
             "gcg-knowledge",

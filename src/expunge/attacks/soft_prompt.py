@@ -44,6 +44,7 @@ class SoftPrompt(Attack):
     access = "weights"
     families = frozenset({"causal_lm"})
     trains = True  # a prompt, at the cost of training
+    costly = True
     measures = (
         Measure(
             "soft-prompt-knowledge",

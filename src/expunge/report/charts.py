@@ -7,7 +7,10 @@ brings all back.
 
 from __future__ import annotations
 
-from expunge.report.content import ProblemSection
+from collections.abc import Sequence
+
+from expunge.report.content import CurveLine, ProblemSection
+from expunge.report.notation import scale
 from expunge.report.vega import (
     Spec,
     chart,
@@ -197,3 +200,60 @@ def costs(section: ProblemSection) -> Spec | None:
             guide(1),
         ],
     )
+
+
+def attack_curves(section: ProblemSection) -> list[Spec]:
+    """A chart per attack that was followed: its success by what it spent, over the band of the retrained models."""
+    drawn = []
+    for metric in distinct(line.metric for line in section.curves):
+        lines = [line for line in section.curves if line.metric == metric]
+        if any(len(line.at) > 1 for line in lines):
+            drawn.append(_attack_curve(lines))
+    return drawn
+
+
+def _attack_curve(lines: Sequence[CurveLine]) -> Spec:
+    first, labels = lines[0], [line.label for line in lines if line.role != "retrained"]
+    share = first.unit == "share"
+    axis = {
+        "title": f"{first.title} ({scale(first.unit).symbol})",
+        **({"axis": {"format": "~%"}} if share else {}),
+    }
+    x = quantity("at", title=first.over, scale={"zero": False, "nice": False})
+    y = quantity("value", scale={"zero": True}, **axis)
+    color = {
+        "field": "label", "type": "nominal", "scale": {"domain": ["target", "retrained", *[n for n in labels if n != "target"]]}
+    }  # fmt: skip
+    points = [
+        {"label": line.label, "at": rounded(at), "value": rounded(value)}
+        for line in lines if line.role != "retrained"
+        for at, value in zip(line.at, line.values, strict=True) if value is not None
+    ]  # fmt: skip
+    band = [
+        {"at": rounded(at), "value": rounded(mean), "low": rounded(low), "high": rounded(high)}
+        for line in lines if line.role == "retrained"
+        for at, mean, low, high in zip(line.at, line.values, line.lows, line.highs, strict=True)
+        if mean is not None and low is not None and high is not None
+    ]  # fmt: skip
+    shown = tips(
+        ("label", "model"), ("at", first.over, ".4~r"), ("value", first.title, ".2%" if share else ".4~r")
+    )
+    layers: list[Spec] = []
+    if band:
+        layers = [
+            {
+                "data": {"values": band}, "mark": {"type": "area", "style": "reference", "line": False},
+                "encoding": {"x": x, "y": quantity("low", **axis), "y2": {"field": "high"}},
+            },
+            {
+                "data": {"values": [{**row, "label": "retrained"} for row in band]},
+                "mark": {"type": "line", "strokeDash": [4, 3]}, "encoding": {"x": x, "y": y, "color": color, "tooltip": shown},
+            },
+        ]  # fmt: skip
+    layers.append(
+        {
+            "mark": {"type": "line", "point": {"size": 36}, "strokeWidth": 2},
+            "encoding": {"x": x, "y": y, "color": color, "tooltip": shown},
+        }
+    )
+    return chart(points, first.title, height=220, layer=layers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from pydantic import Field
 from expunge.attacks.base import find_measure
 from expunge.methods.base import METHODS
 from expunge.metrics import METRICS
-from expunge.record import Judged, Record, Score, ScoreFile, Verdict, mean_of
+from expunge.record import Claim, Judged, Record, Score, ScoreFile, Verdict, mean_of
 from expunge.report.findings import Outcome, outcome, ranked
 from expunge.report.statements import GLOSSARY, claim, listed, split_name, split_rank, untested
 from expunge.report.tables import (
@@ -30,7 +30,7 @@ from expunge.report.tables import (
     title_of,
 )
 
-REPORT_SCHEMA_VERSION = 2
+REPORT_SCHEMA_VERSION = 3
 
 MAIN = (
     *(("accuracy", split) for split in ("forget", "retain", "test")),
@@ -117,6 +117,21 @@ class Untested(Record):
     problems: list[str] = Field(description="names of the problems that it was not tested on")
 
 
+class CurveLine(Record):
+    """How an attack's success grows with what it spends, for one row of the tables: mean over seeds at each point."""
+
+    metric: str
+    title: str
+    unit: str
+    over: str
+    label: str
+    role: Role
+    at: list[float]
+    values: list[float | None]
+    lows: list[float | None] = Field(description="smallest over models; of the retrained ones their band")
+    highs: list[float | None]
+
+
 class ProblemSection(Record):
     """Everything about one problem."""
 
@@ -132,6 +147,8 @@ class ProblemSection(Record):
     )
     source: dict[str, Any] = Field(default_factory=dict)
     verdicts: list[Verdict]
+    claims: list[Claim] = Field(description="what may be said of each method, unlearned models first")
+    curves: list[CurveLine] = Field(default_factory=list, exclude=True)
     procedures: list[Procedure]
     results: Table
     further: Table
@@ -247,6 +264,8 @@ def _section(card: Mapping[str, Any], scores: ScoreFile) -> ProblemSection:
         digests={k: card[k] for k in ("forget_digest", "train_digest") if k in card},
         source=card.get("source", {}),
         verdicts=verdicts,
+        claims=_claims([c for c in scores.claims if c.problem == name], by_label(judged)),
+        curves=_curves(measured),
         procedures=[_procedure(label, models) for label, models in by_label(judged).items()],
         results=build_table(judged, main),
         further=build_table(measured, sorted(further, key=_by_metric)),
@@ -257,6 +276,35 @@ def _section(card: Mapping[str, Any], scores: ScoreFile) -> ProblemSection:
         costs=build_table([m for m in measured if any(m.score(*c.key) for c in costs)], costs),
         failures=_failures(judged),
     )
+
+
+def _claims(claims: Sequence[Claim], labels: Iterable[str]) -> list[Claim]:
+    """In the order of the tables, but the target, which is the control, last."""
+    order = list(labels)
+    return sorted(
+        claims, key=lambda c: (c.label == "target", order.index(c.label) if c.label in order else 0)
+    )
+
+
+def _curves(judged: Sequence[Judged]) -> list[CurveLine]:
+    """One line per attack with a curve and row of the tables."""
+    lines = []
+    for label, models in by_label(judged).items():
+        followed = [s for m in models for s in m.scores if s.curve is not None]
+        for metric in dict.fromkeys(s.metric for s in followed):
+            mine = [s for s in followed if s.metric == metric]
+            curves = [s.curve for s in mine if s.curve is not None]
+            at = sorted({x for curve in curves for x in curve.at})
+            points = [(x, v) for curve in curves for x, v in zip(curve.at, curve.values, strict=True)]
+            by_point = [[v for x, v in points if x == one and v is not None] for one in at]
+            lines.append(
+                CurveLine(
+                    metric=metric, title=title_of(metric), unit=mine[0].unit, over=curves[0].over, label=label,
+                    role=role_of(models[0]), at=at, values=[mean_of(v) if v else None for v in by_point],
+                    lows=[min(v) if v else None for v in by_point], highs=[max(v) if v else None for v in by_point],
+                )
+            )  # fmt: skip
+    return lines
 
 
 def _is_cost(column: Column) -> bool:

@@ -24,7 +24,8 @@ from expunge.report.findings import matrix
 from expunge.report.matrices import attack_matrices, cost_matrix
 from expunge.report.notation import scale, shown, shown_interval
 from expunge.report.palette import VARIABLES, css, theme
-from expunge.report.statements import DIRECTIONS, JUDGEMENTS, counted, listed, split_name
+from expunge.report.statements import DIRECTIONS, FINDINGS, JUDGEMENTS, counted, listed, split_name
+from expunge.report.tables import title_of
 from expunge.report.vega import Spec
 
 CAPTIONS = {
@@ -41,6 +42,10 @@ CAPTIONS = {
         "forgetting, the forget set should look as it does to retrained models."
     ),
     "layers": "How alike the hidden representations of two models are, layer by layer, as linear CKA.",
+    "curve": (
+        "Mean over models by what the attacker spends. The gray band spans what the same attack gets from retrained models "
+        "at the same price: only what lies above it was left by forgetting."
+    ),
     "costs": "Bars to the left of the dashed line are cheaper than retraining from scratch.",
 }
 """One sentence under each chart that says how to read it."""
@@ -75,7 +80,8 @@ def render(report: Report, losses: Mapping[str, Losses] | None = None) -> str:
     for number, section in enumerate(report.problems):
         found: dict[str, Figure] = {}
         for kind, spec in chart_specs(section, (losses or {}).get(section.name, {})).items():
-            figure = Figure(f"chart-{number}-{kind}", spec["description"], CAPTIONS[kind])
+            caption = CAPTIONS["curve" if kind.startswith("curve-") else kind]
+            figure = Figure(f"chart-{number}-{kind}", spec["description"], caption)
             specs[figure.id] = spec
             found[kind] = figure
         figures.append(found)
@@ -103,6 +109,7 @@ def chart_specs(section: ProblemSection, losses: Losses) -> dict[str, Spec]:
         "layers": breakdowns.similarity_by_layer(section),
         "costs": charts.costs(section),
     }
+    drawn |= {f"curve-{i}": spec for i, spec in enumerate(charts.attack_curves(section))}
     return {kind: spec for kind, spec in drawn.items() if spec is not None}
 
 
@@ -158,6 +165,7 @@ def environment() -> Environment:
     }
     environment.globals.update(words)
     environment.globals.update(directions=DIRECTIONS, judgements=JUDGEMENTS, marks=MARKS, strip_width=STRIP)
+    environment.globals.update(findings_in_words=FINDINGS, title_of=title_of)
     return environment
 
 

@@ -16,6 +16,17 @@ JUDGEMENTS = {
 }
 """Heading of each judgement. A test can exclude large differences; it cannot show that something is gone."""
 
+FINDINGS = {
+    "none": "not more than retrained",
+    "residue": "more than retrained",
+    "away": "different, away from the target",
+    "undecided": "undecided",
+    "missing": "no value",
+    "kept": "kept",
+    "damaged": "damaged",
+}
+"""What each finding of a claim's tests is called."""
+
 DIRECTIONS = {
     "higher": ("↑", "higher is better"),
     "lower": ("↓", "lower is better"),
@@ -155,6 +166,17 @@ GLOSSARY = (
         "an attacker guesses from the outputs whether an example was trained on. An AUC of 0.5 is "
         "guessing; what matters is "
         "the value that retrained models reach.",
+    ),
+    Term(
+        "Claim",
+        "what may be said of a method: exact (its parameters were made without the records), removal (within the attackers' "
+        "budgets nothing comes back beyond what retrained models give), suppression (the content is not produced, and may still "
+        "be in the parameters). Whoever made the model makes the claim; tests can lower it and never raise it.",
+    ),
+    Term(
+        "Excess",
+        "what an attack finds in a model beyond what it finds in retrained ones. An attacker with data of their own can teach "
+        "any model something; only the excess was left behind.",
     ),
     Term(
         "Undefined",

@@ -67,11 +67,13 @@ def measured(
         reference=mean_of(references) if references else None, margin=margin, budget=scores[0].budget if scores else {},
     )  # fmt: skip
     reasons = list(dict.fromkeys(_reason(s) for s in scores if s.status != "ok"))
-    compared = None
+    compared, status = None, "ok"
     if not ours:
+        status = scores[0].status if scores else "not run"
         why = "; ".join(reasons) or "it was not measured"
     elif len(references) < 2:
         lost = next((s for s in theirs if s.status != "ok"), None)
+        status = lost.status if lost else "undefined"
         have = f"there {'is 1' if len(references) == 1 else 'are none'}"
         why = (
             f"of retrained models {_reason(lost)}"
@@ -79,11 +81,12 @@ def measured(
             else f"at least 2 retrained models are needed, {have}"
         )
     elif margin is None:
+        status = "undefined"
         why = "the retrained models' mean is 0, and so is a margin relative to it"
     else:
         compared = excess(ours, references, margin)
         why = f"for {len(scores) - len(ours)} of {len(scores)} models {'; '.join(reasons)}" if reasons else ""
-    test = test.model_copy(update={"reason": why})
+    test = test.model_copy(update={"reason": why, "status": status})
     if compared is None:
         return test, None
     known = {"finding": "undecided", "excess": compared.difference, "interval": compared.interval}

@@ -5,14 +5,14 @@ The judging is `expunge.stats.claims.conclude`; here scores become findings, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from expunge.attacks.base import ATTACKS, find_measure
 from expunge.methods.base import METHODS, Method
 from expunge.record import Claim, Claimed, ClaimTest, Judged, Support
-from expunge.stats.claims import Facts, Test, Utility, conclude
+from expunge.stats.claims import Facts, Finding, Test, Utility, conclude
 from expunge.studies.claim_findings import Findings, Kind, by_proxy, judge_all, measured, together, utility
 from expunge.studies.claim_words import HEADLINES, limits, statements
 
@@ -96,7 +96,7 @@ def _claim(
     facts = Facts(
         claimed=claimed,
         utility=together(kept),
-        tests=[_fact(t, k) for t, k in zip(found.tests, found.kinds, strict=True)],
+        tests=_facts(found),
         is_target=first.method == "target" or any(m.model_id in weights for m in ours),
         keeps_target=any(m.keeps_target for m in ours),
         exact_by_construction=_is_exact(guarantee)
@@ -144,7 +144,9 @@ def _gather(found: Findings, family: str, claimed: Claimed) -> None:
         if not keys and kind.needed and (not kind.attacks or _exists(kind, family)):
             attacks = [a for a in kind.attacks if a in ATTACKS]
             how = f"; --attacks {','.join(attacks)} would" if attacks else ""
-            found.add(_absent(kind.name, f"no such test was run{how}", claimed in kind.needed), kind)
+            ran = any(_of(kind, metric) for metric, _ in there)
+            why = "what was run has no margin to be judged by" if ran else f"no such test was run{how}"
+            found.add(_absent(kind.name, why, claimed in kind.needed), kind)
 
 
 def _of(kind: Kind, metric: str) -> bool:
@@ -158,15 +160,34 @@ def _exists(kind: Kind, family: str) -> bool:
 
 
 def _absent(name: str, reason: str, needed: bool) -> ClaimTest:
-    return ClaimTest(kind=name, metric="", finding="missing", needed=needed, reason=reason)
+    return ClaimTest(kind=name, metric="", finding="missing", status="not run", needed=needed, reason=reason)
 
 
-def _fact(test: ClaimTest, kind: Kind | None) -> Test:
-    finding: Any = test.finding
-    levels: Iterable[Claimed] = ("removal", "suppression") if kind is None else kind.needed
-    found = find_measure(test.metric) if test.metric else None
-    return Test(
-        finding=finding, output=kind is None, symmetric=kind is not None and kind.symmetric,
-        said=kind is None or (found is not None and found[0].access == "text"),
-        needed=tuple(levels),
-    )  # fmt: skip
+def _facts(found: Findings) -> list[Test]:
+    """The tests as the claim is judged on them.
+
+    A test that has no meaning for these models (undefined, not applicable) is not needed where another of its kind has a value;
+    one that failed is.
+    """
+    valued = {t.kind for t in found.tests if t.finding != "missing"}
+    made = []
+    for test, kind in zip(found.tests, found.kinds, strict=True):
+        levels: tuple[Claimed, ...] = ("removal", "suppression") if kind is None else kind.needed
+        spared = (
+            test.finding == "missing"
+            and test.kind in valued
+            and test.status in ("undefined", "not_applicable")
+        )
+        attack = find_measure(test.metric) if test.metric else None
+        made.append(
+            Test(
+                finding=_plain(test), output=kind is None, symmetric=kind is not None and kind.symmetric,
+                said=kind is None or (attack is not None and attack[0].access == "text"), needed=() if spared else levels,
+            )
+        )  # fmt: skip
+    return made
+
+
+def _plain(test: ClaimTest) -> Finding:
+    assert test.finding != "kept" and test.finding != "damaged"  # those are of utility
+    return test.finding
