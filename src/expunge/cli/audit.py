@@ -89,14 +89,17 @@ def audit(
         ),
     ] = False,
     models: Annotated[int, typer.Option(help="Self-check: models of each construction.", min=1)] = 5,
-    references: Annotated[int, typer.Option(help="Self-check: retrained models to compare with.", min=2)] = 6,
+    calibration: Annotated[
+        int,
+        typer.Option(help="Self-check: retrained models to compare with, none of which is judged.", min=2),
+    ] = 6,
     json: Json = False,
 ) -> None:
     """Measure models and judge them against retrained references. Without --reference, what needs one reads undefined."""
     if self_check:
         from expunge.cli.self_check import check
 
-        check(family, attacks, models, references, out, json)
+        check(family, attacks, models, calibration, out, json)
     if not model:
         raise BadInput(
             "there is no model to judge: give --model FOLDER, or --self-check to judge the auditor"
