@@ -3,6 +3,7 @@
     python docs/generate.py                                  reference pages, and the marked blocks of other pages
     python docs/generate.py --check                          exit 1 where a marked block is not current
     python docs/generate.py --results runs/demo/scores.json  docs/results.md; of another study docs/results-NAME.md
+    python docs/generate.py --self-check self-check.json     docs/self-check.md; several files may be given
     python docs/generate.py --meta meta/*.json               docs/meta-evaluation.md
 
 A marked block stands between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``. The pages under docs/reference are
@@ -18,7 +19,7 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS))
 
-from writers import meta_evaluation, reference, results, schema  # noqa: E402
+from writers import meta_evaluation, reference, results, schema, self_check  # noqa: E402
 
 BLOCKS = {
     "methods": (DOCS.parent / "README.md", reference.methods_by_family),
@@ -73,6 +74,13 @@ def main() -> None:
         metavar="FILE",
         help="write the page of meta-evaluations from these files",
     )
+    parser.add_argument(
+        "--self-check",
+        type=Path,
+        nargs="+",
+        metavar="JSON",
+        help="write the page of the audit's own error rates",
+    )
     given = parser.parse_args()
     if given.check:
         found = stale()
@@ -83,6 +91,12 @@ def main() -> None:
         return
     if given.meta:
         (DOCS / "meta-evaluation.md").write_text(meta_evaluation.page(given.meta))
+        return
+    if given.self_check:
+        from expunge.self_check import SelfCheck
+
+        checks = [SelfCheck.model_validate_json(path.read_text()) for path in given.self_check]
+        (DOCS / "self-check.md").write_text(self_check.page(checks))
         return
     for name, (path, write) in BLOCKS.items():
         path.write_text(refreshed(path.read_text(), name, write()))

@@ -76,8 +76,8 @@ def audit(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for scores.json, report.html and report.json, and for what was measured: the same command again "
-            "computes only what is missing."
+            help="Folder for scores.json, report.html, report.json and claims.md (for a model card), and for what was "
+            "measured: the same command again computes only what is missing."
         ),
     ] = None,
     self_check: Annotated[
@@ -105,7 +105,9 @@ def audit(
             "there is no model to judge: give --model FOLDER, or --self-check to judge the auditor"
         )
     from expunge import api
+    from expunge.files import write_atomic
     from expunge.report import ReportInput, write_report
+    from expunge.report.card import claim_sections
 
     names = [Path(m).name or m for m in model]
     if len(set(names)) != len(names):
@@ -142,6 +144,7 @@ def audit(
             judged.scores += task_scores(built.family, one, tasks, task_folder=lm_eval_folder, device=device)
     if out is not None:
         scores.write(out / "scores.json")
+        write_atomic(out / "claims.md", claim_sections([c for c in scores.claims if c.label in loaded]))
         write_report(ReportInput(scores, losses, "expunge " + shlex.join(sys.argv[1:])), out)
     failed = [s for j in scores.judged for s in j.scores if s.status == "failed"]
     if json:

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from expunge.record import Claim
 
 
 def model_card(facts: dict[str, Any]) -> str:
     """Markdown with the YAML header that model hubs read; says what was asked and done, never that something is gone."""
     return _card(facts, {"library_name": "expunge"}, "")
+
+
+def claim_sections(claims: Sequence[Claim]) -> str:
+    """Markdown for a model card: per audited model the claim as it may be quoted, and what it rests on."""
+    parts = []
+    for one in claims:
+        lowered = "" if one.claimed == one.standing else f" (claimed: {one.claimed})"
+        lines = [f"## Unlearning claim of {one.label}: {one.standing}{lowered}", one.sentence]
+        for title, found in (
+            ("Against it", one.breaks), ("For it", one.supports), ("Not shown", one.missing), ("On proxies", one.proxies),
+        ):  # fmt: skip
+            if found:
+                lines.append(f"**{title}**\n\n" + "\n".join(f"- {line}" for line in found))
+        parts.append("\n\n".join(lines))
+    return "\n\n".join(parts) + "\n"
 
 
 def adapter_card(facts: dict[str, Any], base: str | None, base_id: str) -> str:
