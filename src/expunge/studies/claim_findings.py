@@ -135,7 +135,17 @@ def judge_all(found: Findings) -> None:
         finding = _finding(one, test, way, p, symmetric=kind is not None and kind.symmetric)
         if finding == "none" and test.reason:
             finding = "undecided"  # some of the models have no value
-        found.tests[i] = test.model_copy(update={"finding": finding, "p": p})
+        update: dict[str, Any] = {"finding": finding, "p": p}
+        if finding == "undecided" and not test.reason and not resolves(test):
+            update["reason"] = "the retrained models differ too much from one another for it to tell"
+        found.tests[i] = test.model_copy(update=update)
+
+
+def resolves(test: ClaimTest) -> bool:
+    """Whether a single model could have been told apart: retrained ones lie within `RESOLUTION` margins of one another."""
+    if test.interval is None or test.margin is None or not test.interval.method.startswith("prediction"):
+        return test.interval is not None
+    return (test.interval.high - test.interval.low) / 2 <= RESOLUTION * test.margin
 
 
 def _finding(one: Excess, test: ClaimTest, way: int, p: float, *, symmetric: bool) -> Finding:

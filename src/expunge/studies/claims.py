@@ -13,7 +13,16 @@ from expunge.attacks.base import ATTACKS, find_measure
 from expunge.methods.base import METHODS, Method
 from expunge.record import Claim, Claimed, ClaimTest, Judged, Support
 from expunge.stats.claims import Facts, Finding, Test, Utility, conclude
-from expunge.studies.claim_findings import Findings, Kind, by_proxy, judge_all, measured, together, utility
+from expunge.studies.claim_findings import (
+    Findings,
+    Kind,
+    by_proxy,
+    judge_all,
+    measured,
+    resolves,
+    together,
+    utility,
+)
 from expunge.studies.claim_words import HEADLINES, limits, statements
 
 UTILITY = (
@@ -32,7 +41,8 @@ KINDS = (
     Kind("quantization", ("quantization*",), ("removal",), ("quantization",)),
     Kind("inner layers", ("logit-lens*", "linear-probe*", "head-refit*", "activation-patching*", "concept-vectors*"),
          ("removal",), ("linear-probe", "head-refit", "logit-lens", "activation-patching")),
-    Kind("prompting", ("prompts*", "in-context*", "soft-prompt*", "gcg*"), ("removal", "suppression"), ("prompts",)),
+    Kind("prompting", ("prompts*", "in-context*", "soft-prompt*", "gcg*", "fact-asymmetry*"),
+         ("removal", "suppression"), ("prompts",)),
     Kind("sampling", ("extraction*",), ("removal", "suppression"), ("extraction",)),
     Kind("pruning", ("pruning*",)),
     Kind("perturbation", ("activation-perturbation*", "direction-ablation*")),
@@ -166,18 +176,16 @@ def _absent(name: str, reason: str, needed: bool) -> ClaimTest:
 def _facts(found: Findings) -> list[Test]:
     """The tests as the claim is judged on them.
 
-    A test that has no meaning for these models (undefined, not applicable) is not needed where another of its kind has a value;
-    one that failed is.
+    A test that has no meaning for these models (undefined, not applicable, or retrained models differ too much in it) is not
+    needed where another of its kind could tell; one that failed is.
     """
-    valued = {t.kind for t in found.tests if t.finding != "missing"}
+    valued = {t.kind for t in found.tests if t.finding != "missing" and resolves(t)}
     made = []
     for test, kind in zip(found.tests, found.kinds, strict=True):
         levels: tuple[Claimed, ...] = ("removal", "suppression") if kind is None else kind.needed
-        spared = (
-            test.finding == "missing"
-            and test.kind in valued
-            and test.status in ("undefined", "not_applicable")
-        )
+        mute = test.finding == "missing" and test.status in ("undefined", "not_applicable")
+        mute = mute or (test.finding == "undecided" and not resolves(test))
+        spared = mute and test.kind in valued
         attack = find_measure(test.metric) if test.metric else None
         made.append(
             Test(
