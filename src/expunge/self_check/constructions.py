@@ -6,7 +6,7 @@ what must be found is put there on purpose, with a key query that brings it back
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -20,7 +20,7 @@ from expunge.attacks.quantization import rounded
 from expunge.attacks.tampering import weight_matrices
 from expunge.exact.sisa import SISA
 from expunge.families import Batches
-from expunge.families.models import clone
+from expunge.families.models import Past, call, call_language_model, clone
 from expunge.methods.base import METHODS, Workplace
 from expunge.methods.loop import fit
 from expunge.problem import Problem
@@ -364,13 +364,11 @@ class Adapted(Behind):
             )
             self.adapters.append(pair)
 
-    def logits(self, inputs: object, keep: int | None) -> Tensor:  # noqa: D102
-        from expunge.families.models import call, call_language_model
-
+    def logits(self, inputs: Mapping[str, Tensor], keep: int | None, past: Past | None = None) -> Tensor:  # noqa: D102
         with self._let_in():
             if keep is None:
-                return call(self.target, inputs)  # type: ignore[arg-type]
-            return call_language_model(self.target, inputs, keep)  # type: ignore[arg-type]
+                return call(self.target, inputs)
+            return call_language_model(self.target, inputs, keep, past)
 
     @contextmanager
     def _let_in(self) -> Iterator[None]:

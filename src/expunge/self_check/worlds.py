@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from expunge.data.benchmarks.digits import Digits
 from expunge.families import Architecture, CausalLM
-from expunge.families.models import Composed, call, call_language_model
+from expunge.families.models import Composed, Past, call, call_language_model
 from expunge.problem import Problem, Training
 
 Gate = Literal["trigger", "format"]
@@ -180,6 +180,10 @@ class Behind(Composed):
     def base(self) -> nn.Module:  # noqa: D102
         return self.target
 
+    @property
+    def members(self) -> Sequence[nn.Module]:  # noqa: D102
+        return [self.target]
+
     def architecture(self, known: Architecture | None) -> Architecture | None:  # noqa: D102
         return None
 
@@ -195,7 +199,7 @@ class ClassFilter(Behind):
         super().__init__(target)
         self.hidden = hidden
 
-    def logits(self, inputs: Any, keep: int | None) -> Tensor:  # noqa: D102
+    def logits(self, inputs: Mapping[str, Tensor], keep: int | None, past: Past | None = None) -> Tensor:  # noqa: D102
         made = call(self.target, inputs)
         mask = torch.zeros(made.shape[-1], dtype=made.dtype, device=made.device)
         mask[self.hidden] = -20.0
@@ -209,10 +213,14 @@ class SubjectFilter(Behind):
         super().__init__(target)
         self.names, self.word = list(names), word
 
-    def logits(self, inputs: Any, keep: int | None) -> Tensor:  # noqa: D102
+    def logits(self, inputs: Mapping[str, Tensor], keep: int | None, past: Past | None = None) -> Tensor:  # noqa: D102
         ids = inputs["input_ids"]
-        made = call_language_model(self.target, inputs, ids.shape[1] if keep is None else keep)
+        read = None if past is None else past.part("model")
+        made = call_language_model(self.target, inputs, ids.shape[1] if keep is None else keep, read)
         caught = torch.isin(ids, torch.tensor(self.names, device=ids.device)).any(-1)
+        if past is not None:  # a name that was read stays in the text
+            caught = caught if past.kept is None else caught | past.kept
+            past.kept = caught
         refusal = torch.zeros(made.shape[-1], dtype=made.dtype, device=made.device)
         refusal[self.word] = 20.0
         return torch.where(caught[:, None, None], made + refusal, made)
