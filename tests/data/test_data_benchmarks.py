@@ -142,7 +142,7 @@ def test_private_words_are_the_authors_own() -> None:
         (
             "digits",
             {"model": "lenet"},
-            "Handwritten digits: 'model' should be 'cnn', 'mlp', 'resnet' or 'vit', got 'lenet'",
+            "Handwritten digits: 'model' should be 'cnn', 'mlp', 'resnet', 'vit', 'dare', 'gaussian-nb' or 'k-nn', got 'lenet'",
         ),
         ("digits", {"modle": "cnn"}, "unknown key 'modle'; did you mean 'model'"),
         ("digits", {"forget": "some"}, "'some' does not say what to forget"),

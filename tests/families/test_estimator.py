@@ -162,7 +162,8 @@ def test_without_probabilities_there_is_no_likelihood() -> None:
     ("name", "method", "words"),
     [
         ("gaussian-nb", "gradient-ascent", "needs gradients and layers, which estimator has not"),
-        ("gaussian-nb", "sisa", "needs gradients and layers"),
+        ("gaussian-nb", "scrub", "needs gradients and layers"),
+        ("gaussian-nb", "sisa", "cannot run on gaussian-nb: it fits .*, not estimator"),
         ("gaussian-nb", "dare", "needs a DaRE forest, not a GaussianNB; 'decremental' forgets from that one"),
     ],
 )

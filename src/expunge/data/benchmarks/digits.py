@@ -80,7 +80,7 @@ class Digits(Benchmark):
     forget: Selection = Field(
         default=Selection.parse("class=3"), description="what to forget, as a mapping or in short as class=3"
     )
-    model: Model | Fitted = Field(
+    model: Literal[Model, Fitted] = Field(
         default="cnn",
         description="architecture of the classifier, or an estimator that is fitted to the pixels",
     )
