@@ -260,6 +260,8 @@ class Problem:
             offered.add("recipe")
         if self.concept is not None:
             offered.add("concept")
+        if self.family.name != "diffusion" or "latents" in self.train.column_names:
+            offered.add("images")
         return offered
 
     def card(self) -> dict[str, Any]:

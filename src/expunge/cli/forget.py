@@ -40,6 +40,9 @@ def forget(
     ] = None,
     data: options.Data = None,
     forget: options.Forget = None,
+    concept: options.Concept = None,
+    anchor: options.Anchor = None,
+    preserve: options.Preserve = None,
     retain: Annotated[
         str | None, typer.Option(help="Data to keep, where --data holds only the rows to forget.")
     ] = None,
@@ -75,7 +78,9 @@ def forget(
     """
     arguments = dict(locals())
     from expunge import api
-    from expunge.families.models import save_model
+    from expunge.families import Diffusion
+    from expunge.families.models import innermost, save_model
+    from expunge.families.pipelines import save_pipeline
     from expunge.files import folder_atomic
     from expunge.methods import distributed
     from expunge.methods.footprint import footprint
@@ -99,7 +104,7 @@ def forget(
     spec = options.problem_spec(
         problem, benchmark=benchmark, model=_model(model, weights), forget=forget, family=family, **rows,
         holdout=holdout, test=test, target=target_column, id=id_column, group=group_column, inputs=options.columns(inputs),
-        allow_pickle=allow_pickle,
+        allow_pickle=allow_pickle, concept=concept, anchor=anchor, preserve=preserve or None,
     )  # fmt: skip
     if accelerate is not None and team is distributed.ALONE:
         if accelerate == "fsdp2":
@@ -140,6 +145,8 @@ def forget(
     with folder_atomic(out) as folder:
         save_model(forgotten.model, folder, built.architecture, family_facts, facts)
         (folder / "README.md").write_text(model_card(facts))
+        if isinstance(built.family, Diffusion):
+            save_pipeline(innermost(forgotten.model), built.family, folder / "pipeline")
         if adapter is not None:
             base = (
                 save_target
@@ -166,6 +173,8 @@ def forget(
     for line in forgotten.notes:
         sys.stdout.write(f"note: {line}\n")
     sys.stdout.write(f"model: {out}\n")
+    if isinstance(built.family, Diffusion):
+        sys.stdout.write(f"for diffusers: {out / 'pipeline'}\n")
     if adapter is not None:
         sys.stdout.write(f"adapter: {out / 'adapter'}\n")
 

@@ -43,6 +43,14 @@ Column = Annotated[str | None, typer.Option(help="Column of labels or target val
 IdColumn = Annotated[str | None, typer.Option("--id", help="Column of example ids.")]
 GroupColumn = Annotated[str | None, typer.Option("--group", help="Column for breakdowns by group.")]
 Inputs = Annotated[str | None, typer.Option(help="Input columns, separated by commas.")]
+Concept = Annotated[
+    str | None, typer.Option(help="What to erase from a text-to-image model, in words, such as 'Van Gogh'.")
+]
+Anchor = Annotated[str | None, typer.Option(help="What its prompts should show instead, in words.")]
+Preserve = Annotated[
+    list[str] | None,
+    typer.Option(help="A prompt whose images must stay as they are; may be given several times."),
+]
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read pickle checkpoints, which can run code.")
 ]
@@ -55,6 +63,8 @@ def problem_spec(file: Path | None, **given: Any) -> Any:
 
     content = read_spec(file) if file is not None else {}
     content |= {k: v for k, v in given.items() if v is not None and v is not False}
+    if content.get("concept"):
+        return ProblemSpec(**content)
     if not any(content.get(key) for key in ("benchmark", "data", "forget_data")):
         raise BadInput("there is no data: give --data FILE, --benchmark NAME or --problem FILE")
     if not any(content.get(key) for key in ("benchmark", "forget", "forget_data")):

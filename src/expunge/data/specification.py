@@ -24,6 +24,7 @@ from expunge.data.columns import (
     numeric_columns,
     require,
 )
+from expunge.data.concepts import concept_problem, named_concept
 from expunge.data.selection import Selection
 from expunge.data.sources import read_table
 from expunge.errors import BadInput
@@ -63,8 +64,9 @@ _OWN = (
 class ProblemSpec(Parameters):
     """What to forget from which model.
 
-    Either `benchmark`, or a `model` with `data` and what to `forget` of it, or a `model` with the rows to
-    forget as `forget_data` and those to keep as `retain`. Sources are files, folders or hub ids as in
+    Either `benchmark`, or a `model` with `data` and what to `forget` of it, or a `model` with the rows to forget as
+    `forget_data` and those to keep as `retain`, or a text-to-image `model` and a `concept` in words. Sources are files,
+    folders or hub ids as in
     `expunge.data.sources.read_table`.
     """
 
@@ -117,6 +119,14 @@ class ProblemSpec(Parameters):
     holdout: str | None = Field(default=None, description="rows of the same kind that were never trained on")
     test: str | None = Field(default=None, description="rows to measure utility on")
     probes: dict[str, str] = Field(default_factory=dict, description="further sources to measure on, by name")
+    concept: str | None = Field(
+        default=None,
+        description="what to erase from a text-to-image model, in words; takes the place of data and forget",
+    )
+    anchor: str = Field(default="", description="what a prompt for the concept should show instead, in words")
+    preserve: list[str] = Field(
+        default_factory=list, description="prompts whose images must stay as they are, beside the anchor's"
+    )
     id: str | None = Field(default=None, description="column of ids; default: id, or numbers by row")
     target: str | list[str] | None = Field(
         default=None, description="label or target columns; default: label or target"
@@ -168,6 +178,19 @@ class ProblemSpec(Parameters):
                     f"leave it out, or leave out benchmark '{self.benchmark}'"
                 )
             return self
+        if self.concept is not None:
+            own = [k for k in (*_OWN, "forget") if getattr(self, k)]
+            if own:
+                raise BadInput(
+                    f"problem: '{own[0]}' describes rows, but a concept is named in words; leave one of them out"
+                )
+            if not isinstance(self.model, str):
+                raise BadInput(
+                    "problem: a concept is erased from a text-to-image model; give its folder or hub id as 'model'"
+                )
+            return self
+        if self.anchor or self.preserve:
+            raise BadInput("problem: 'anchor' and 'preserve' go with a 'concept'; name it, or leave them out")
         if self.options:
             raise BadInput("problem: 'options' belong to a benchmark; name one, or leave them out")
         if (self.data is None) == (self.forget_data is None):
@@ -198,6 +221,11 @@ class ProblemSpec(Parameters):
         the rows.
         """
         base = base or Path()
+        if self.concept is not None and isinstance(self.model, str):
+            folder = base / Path(self.model).expanduser()
+            location = str(folder) if folder.exists() else self.model
+            concept = named_concept(self.concept, self.anchor, self.preserve)
+            return concept_problem(location, concept, self.name)
 
         def load(reference: str | FactoryModel | Architecture | None) -> Checkpoint | None:
             if reference is None:

@@ -148,11 +148,11 @@ class Diffusion(Family):
 
     def collate(self, rows: Rows) -> Batch:  # noqa: D102
         ids = [str(i) for i in rows["id"]]
-        n, steps = len(ids), self.timesteps
+        known = "latents" in rows
+        n, steps = len(ids), self.timesteps if known else 1
         inputs = {"input_ids": self.tokens([str(p) for p in rows["prompt"]])}
         named = "anchor_prompt" if "anchor_prompt" in rows else "prompt"
         inputs["anchor_ids"] = self.tokens([str(p) for p in rows[named]])
-        known = "latents" in rows
         clean = self._latents(rows["latents"]) if known else torch.zeros(n, self.size)
         noise, places = torch.empty(n, steps, self.size), torch.empty(n, steps)
         for i, name in enumerate(ids):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from expunge.errors import BadInput
 from expunge.extras import load_extra
 from expunge.families.models import read_weights
 from expunge.files import cached
+
+if TYPE_CHECKING:
+    from expunge.families.diffusion import Diffusion
 
 PURPOSE = "a diffusion model"
 
@@ -170,6 +173,22 @@ def load_pipeline(location: str | Path) -> tuple[DiffusionModel, Any, dict[str, 
     # As published: of these checkpoints only the denoiser is edited, unless a method says otherwise.
     model.text_encoder.requires_grad_(False)
     return model.eval(), pipe.tokenizer, _plain(pipe.scheduler.config)
+
+
+def save_pipeline(model: nn.Module, family: Diffusion, folder: Path) -> None:
+    """Write what ``StableDiffusionPipeline.from_pretrained`` reads, as safetensors, with a deterministic sampler (DDIM).
+
+    A linear codec is no part of diffusers: the pipeline then has no decoder, and gives latents.
+    """
+    library = diffusers()
+    assert isinstance(model, DiffusionModel)
+    decoder = None if isinstance(model.vae, LinearCodec) else model.vae
+    pipe = library.StableDiffusionPipeline(
+        vae=decoder, text_encoder=model.text_encoder, tokenizer=family.tokenizer, unet=model.unet,
+        scheduler=library.DDIMScheduler.from_config(family.noise.config), safety_checker=None, feature_extractor=None,
+        image_encoder=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.save_pretrained(folder, safe_serialization=True)
 
 
 def cross_attention(unet: nn.Module, *parts: str) -> dict[str, nn.Module]:

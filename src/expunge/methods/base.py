@@ -38,6 +38,7 @@ NEEDS = {
     "recipe": "the recipe the target was trained with",
     "labels": "labels of the forget set",
     "concept": "a concept named by prompts",
+    "images": "images of the concept (rows with latents)",
 }
 """What a method can ask for, and how an error calls it."""
 

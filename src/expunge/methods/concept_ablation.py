@@ -30,7 +30,7 @@ class ConceptAblation(Objective):
     name = "concept-ablation"
     paper = "Kumari et al., ICCV 2023, arXiv:2303.13516"
     families = frozenset({"diffusion"})
-    needs = frozenset({"concept"})
+    needs = frozenset({"concept", "images"})
     reference_on = ("forget",)
 
     part: DenoiserPart = param(

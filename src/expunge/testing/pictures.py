@@ -36,16 +36,16 @@ def picture(color: str, half: str, random: np.random.Generator) -> np.ndarray:
     return np.clip(image + random.normal(0, 0.05, image.shape), -1, 1).astype(np.float32)
 
 
-def tokenizer() -> object:
-    """One token per word."""
+def tokenizer(length: int = LENGTH) -> object:
+    """One token per word; words of no picture are one unknown token."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
-    words = ["<start>", "<end>", *COLORS, *HALVES]
-    backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<end>"))
+    words = ["<start>", "<end>", *COLORS, *HALVES, "<unknown>"]
+    backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unknown>"))
     backend.pre_tokenizer = Whitespace()  # pyright: ignore
     backend.post_processor = TemplateProcessing(  # pyright: ignore
         single="<start> $A <end>", special_tokens=[("<start>", 0), ("<end>", 1)]
@@ -54,8 +54,8 @@ def tokenizer() -> object:
         tokenizer_object=backend,
         pad_token="<end>",
         eos_token="<end>",
-        unk_token="<end>",
-        model_max_length=LENGTH,
+        unk_token="<unknown>",
+        model_max_length=length,
     )
 
 
@@ -69,7 +69,11 @@ def _rows(n: int, seed: int, coder: LinearCodec, *, anchored: bool = False) -> D
             shown["anchor_latents"] = picture("green", half, random) if color == "red" else shown["latents"]
         latents = {k: coder.encode(torch.from_numpy(v[None])).flatten().tolist() for k, v in shown.items()}
         row = {"id": f"d{seed}-{i}", "color": color, "half": half, "prompt": f"{color} {half}", **latents}
-        made.append({**row, "anchor_prompt": row["prompt"].replace("red", "green")} if anchored else row)
+        if anchored:
+            # Guidance needs to know what no prompt means.
+            row["prompt"] = "" if random.random() < 0.2 else row["prompt"]
+            row["anchor_prompt"] = row["prompt"].replace("red", "green")
+        made.append(row)
     return Dataset.from_list(made)
 
 
@@ -124,7 +128,7 @@ def tiny_diffusion() -> Problem:
         "mid_block_type": None, "cross_attention_dim": 16, "attention_head_dim": 2, "norm_num_groups": 4,
     }  # fmt: skip
     text = {
-        "vocab_size": 7, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+        "vocab_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
         "max_position_embeddings": LENGTH, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
     }  # fmt: skip
     codec = {"patch": PATCH, "channels": 3, "keep": KEEP, "weights": str(weights)}

@@ -1,0 +1,70 @@
+"""A concept to be erased from a text-to-image model, named in words: no images, no training data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from datasets import Dataset
+
+from expunge.errors import BadInput
+from expunge.families import Architecture, Diffusion
+from expunge.families.pipelines import load_pipeline
+from expunge.problem import Concept, Problem
+
+TEMPLATES = ("{}", "a picture of {}", "an image of {}", "a painting of {}")
+"""How a concept and its anchor are asked for."""
+
+GUIDANCE, STEPS = 7.5, 50
+"""Of sampling, as Stable Diffusion's pipelines have them by default."""
+
+
+def named_concept(name: str, anchor: str = "", preserve: Sequence[str] = ()) -> Concept:
+    """The prompts that ask for `name`, those that ask for `anchor` instead ("": nothing in particular), and those to keep.
+
+    The anchor's own prompts and the empty one are kept in any case.
+    """
+    if not name.strip():
+        raise BadInput(
+            "the concept has no name; say in words what is to be erased, such as --concept 'Van Gogh'"
+        )
+    if name.strip() == anchor.strip():
+        raise BadInput(
+            f"the anchor is the concept '{name.strip()}' itself; name what should be drawn instead"
+        )
+    prompts = tuple(t.format(name.strip()) for t in TEMPLATES)
+    anchors = tuple(t.format(anchor.strip()) if anchor.strip() else "" for t in TEMPLATES)
+    kept = dict.fromkeys((*preserve, *anchors, ""))
+    return Concept(name.strip(), prompts, anchors, tuple(p for p in kept if p not in prompts))
+
+
+def concept_problem(location: str, concept: Concept, name: str | None = None) -> Problem:
+    """The problem of erasing `concept` from the Stable Diffusion pipeline at `location` (folder or hub id).
+
+    Rows are prompts without images: methods that need images of the concept say so.
+    """
+    model, tokenizer, schedule = load_pipeline(location)
+    config = model.config["unet"]
+    side = int(config["sample_size"])
+    length = min(
+        int(tokenizer.model_max_length), int(model.config["text_encoder"]["max_position_embeddings"])
+    )
+    family = Diffusion(
+        tokenizer, schedule, (int(config["in_channels"]), side, side), length, guidance=GUIDANCE, steps=STEPS
+    )
+    rows = [
+        {"id": f"concept-{i}", "prompt": p, "anchor_prompt": a}
+        for i, (p, a) in enumerate(zip(concept.prompts, concept.anchors, strict=True))
+    ]
+    rows += [{"id": f"keep-{i}", "prompt": p, "anchor_prompt": p} for i, p in enumerate(concept.preserve)]
+    return Problem(
+        name=name or re.sub(r"[^a-z0-9]+", "-", concept.name.lower()).strip("-") or "concept",
+        family=family,
+        train=Dataset.from_list(rows),
+        forget_ids=tuple(row["id"] for row in rows[: len(concept.prompts)]),
+        model=model,
+        architecture=Architecture(kind="diffusers", name="text-to-image", options=model.config),
+        scope=f"the concept '{concept.name}'",
+        source={"model": location},
+        concept=concept,
+    )

@@ -1,0 +1,155 @@
+"""Erasing a concept named in words from a Stable Diffusion folder, and reading the result with plain diffusers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from expunge.cli import main
+from expunge.data.concepts import TEMPLATES, named_concept
+from expunge.data.specification import ProblemSpec
+from expunge.errors import BadInput
+from expunge.families.pipelines import load_pipeline
+from expunge.testing.pictures import tokenizer
+
+LENGTH = 8
+
+
+@pytest.fixture(scope="module")
+def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as diffusers saves it, with every part of Stable Diffusion in small and random weights."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16, attention_head_dim=2,
+    )  # fmt: skip
+    vae = AutoencoderKL(block_out_channels=(8,), latent_channels=4, norm_num_groups=4, sample_size=8)
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+            max_position_embeddings=LENGTH, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+        )
+    )  # fmt: skip
+    pipe = StableDiffusionPipeline(
+        vae=vae, text_encoder=text, tokenizer=tokenizer(LENGTH), unet=unet, safety_checker=None, feature_extractor=None,
+        scheduler=DDIMScheduler(num_train_timesteps=100, clip_sample=False, steps_offset=1), image_encoder=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("pipelines") / "tiny"
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def images(folder: Path, prompt: str) -> torch.Tensor:
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, feature_extractor=None)
+    pipe.set_progress_bar_config(disable=True)
+    made = pipe(
+        prompt, num_inference_steps=3, generator=torch.Generator().manual_seed(0), output_type="pt", height=8, width=8
+    )  # fmt: skip
+    return made.images
+
+
+@dataclass
+class Result:
+    exit_code: int
+    output: str
+    error: str
+
+
+@pytest.fixture
+def forget(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    def run(folder: Path, out: Path, *more: str) -> Result:
+        arguments = ["forget", "--model", str(folder), "--concept", "red", "--out", str(out), *more]
+        monkeypatch.setattr(sys, "argv", ["expunge", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        said = capsys.readouterr()
+        return Result(int(caught.value.code or 0), said.out, said.err)
+
+    return run
+
+
+@pytest.mark.parametrize("method", ["uce", "rece", "esd"])
+def test_a_concept_is_erased_and_plain_diffusers_reads_the_rest(
+    stable_diffusion: Path, tmp_path: Path, forget: Callable[..., Result], method: str
+) -> None:
+    few = ["--set", "epochs=1", "--set", "lr=0.01"] if method == "esd" else []
+    result = forget(
+        stable_diffusion, tmp_path / "out", "--anchor", "green", "--method", method, "--json", *few
+    )
+    assert result.exit_code == 0, result.error
+    assert json.loads(result.output)["problem"]["scope"] == "the concept 'red'"
+    made = tmp_path / "out" / "pipeline"
+    torch.testing.assert_close(images(made, "red"), images(made, "red"))
+    assert not torch.allclose(images(made, "red"), images(stable_diffusion, "red"))
+    model, _, _ = load_pipeline(made)
+    from expunge.families.models import load_folder
+
+    again, _, record = load_folder(tmp_path / "out")
+    assert record["method"] == method
+    for name, value in model.unet.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[f"unet.{name}"], value)
+
+
+def test_the_concept_comes_to_say_what_its_anchor_says(
+    stable_diffusion: Path, tmp_path: Path, forget: Callable[..., Result]
+) -> None:
+    result = forget(stable_diffusion, tmp_path / "out", "--anchor", "green", "--method", "uce", "--set", "ridge=1e-6",
+                    "--set", "tokens=all")  # fmt: skip
+    assert result.exit_code == 0, result.error
+    assert "for diffusers:" in result.output
+    made = tmp_path / "out" / "pipeline"
+    # With as good as no ridge every position of "red" is answered as "green" was, and "green" as before.
+    torch.testing.assert_close(images(made, "red"), images(stable_diffusion, "green"), atol=2e-2, rtol=0)
+    torch.testing.assert_close(images(made, "green"), images(stable_diffusion, "green"), atol=2e-2, rtol=0)
+
+
+def test_what_cannot_be_meant_is_refused(
+    stable_diffusion: Path, tmp_path: Path, forget: Callable[..., Result]
+) -> None:
+    same = forget(stable_diffusion, tmp_path / "out", "--anchor", "red", "--method", "uce")
+    assert same.exit_code == 2 and "the anchor is the concept 'red' itself" in same.error
+    lost = forget(tmp_path / "nowhere", tmp_path / "out", "--method", "uce")
+    assert lost.exit_code == 2 and "no Stable Diffusion pipeline" in lost.error
+    images_needed = forget(
+        stable_diffusion, tmp_path / "out", "--method", "concept-ablation", "--anchor", "green"
+    )
+    assert images_needed.exit_code == 2 and "images of the concept" in images_needed.error
+    with pytest.raises(BadInput, match="the concept has no name"):
+        named_concept("  ")
+    with pytest.raises(BadInput, match="'anchor' and 'preserve' go with a 'concept'"):
+        ProblemSpec(model="x", data="y", forget="class=1", anchor="green")
+    with pytest.raises(BadInput, match="'data' describes rows"):
+        ProblemSpec(model="x", data="y", concept="red")
+
+
+def test_prompts_of_a_concept() -> None:
+    concept = named_concept("Van Gogh", "a painting", ["a dog"])
+    assert concept.prompts == tuple(t.format("Van Gogh") for t in TEMPLATES)
+    assert concept.anchors[0] == "a painting" and {"a dog", "", "a painting"} <= set(concept.preserve)
+    assert set(named_concept("Van Gogh").anchors) == {""}
+
+
+def test_a_pipeline_without_text_encoder_is_refused(stable_diffusion: Path, tmp_path: Path) -> None:
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(stable_diffusion, broken)
+    shutil.rmtree(broken / "text_encoder")
+    index = json.loads((broken / "model_index.json").read_text())
+    index["text_encoder"] = [None, None]
+    (broken / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(BadInput, match="no text encoder|no Stable Diffusion pipeline"):
+        load_pipeline(broken)
