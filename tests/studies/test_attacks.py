@@ -163,7 +163,7 @@ def test_interrupted_in_the_middle_of_a_shadow_and_run_again(
     shadows = {k for k, j in graph_of().jobs.items() if j.kind == "shadow"}
     begun: set[str] = set()
 
-    def stepped(self: RunProgress, job: Job, step: int, of: int) -> None:
+    def stepped(self: RunProgress, job: Job, step: int, of: int, terms: object = None) -> None:
         begun.add(job.key)
         if len(begun & shadows) == 2 and step == 5:
             raise KeyboardInterrupt
