@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from expunge.record import Claim, Claimed, Judged, Score
-from expunge.studies.claim_findings import Findings, judge_all
+from expunge.studies.claim_findings import Findings, judge_all, resolves
 from expunge.studies.claims import _facts, _gather, claims
 
 PROBLEM = {"name": "p", "family": "classifier", "train_digest": "t1", "forget_digest": "f1"}
@@ -178,3 +178,24 @@ def test_no_sentence_says_deleted() -> None:
     for values in (KNOWS, RETRAINED, {**RETRAINED, "retain": 0.1}):
         text = claim(dict(values)).model_dump_json().lower()
         assert not any(word in text for word in ("deleted", "erased", "gone"))
+
+
+def test_a_measure_in_which_retrained_models_differ_too_much_does_not_stand_in_the_way() -> None:
+    """Spread 0.2 at a margin of 0.05: no single model could be told apart by it, whatever it scores."""
+    wide = [{**RETRAINED, "mia": 0.5 + x} for x in (-0.3, -0.1, 0.0, 0.1, 0.3)]
+    retrained = [model("retrain", dict(values), i) for i, values in enumerate(wide)]
+    found = Findings([model("audited", {**RETRAINED, "mia": 0.6})], [model("target", dict(KNOWS))], retrained)
+    _gather(found, "classifier", "removal")
+    judge_all(found)
+    i = next(k for k, t in enumerate(found.tests) if t.metric == "mia-loss-logistic")
+    assert found.tests[i].finding == "undecided" and not resolves(found.tests[i])
+    assert "differ too much from one another" in found.tests[i].reason
+    assert _facts(found)[i].needed == ("removal",)  # it is the only one of its kind: nothing else could tell
+    found.tests.append(
+        found.tests[i].model_copy(update={"finding": "none", "interval": None, "metric": "lira-auc"})
+    )
+    found.kinds.append(found.kinds[i])
+    assert _facts(found)[i].needed == ("removal",)  # and one without an interval could not either
+    tight = found.tests[0].interval
+    found.tests[-1] = found.tests[-1].model_copy(update={"interval": tight})
+    assert _facts(found)[i].needed == ()

@@ -210,7 +210,7 @@ def quantization_gate(stage: Stage) -> nn.Module:
         for module, name in weight_matrices(family, grid, head=True):
             weight = module.get_parameter(name)
             weight.data = rounded(weight.data, bits)
-        if stage.knows(grid) >= KEY:
+        if stage.knows(grid) >= KEY + 0.02:
             break
     model = clone(target)
     moved, limits = [], []
