@@ -98,11 +98,16 @@ export interface Choice {
 
 export interface ClaimLine {
   label: string;
-  title: string;
-  holds: string;
+  claimed: string;
+  /** the strongest claim whose every requirement was met */
+  standing: string;
+  /** whether something of the forgotten data was found */
+  residue: string;
   sentence: string;
   supports: string[];
   breaks: string[];
+  missing: string[];
+  proxies: string[];
 }
 
 export interface Comparison {

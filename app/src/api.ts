@@ -56,13 +56,15 @@ export function forget(prefix: string): void {
 
 export interface Loaded<T> {
   data: T | undefined;
+  /** the latest answer, also where it is one to an earlier question */
+  last: T | undefined;
   error: string;
   loading: boolean;
 }
 
-/** The answer to `path`; undefined path asks nothing. The previous answer stays until the next is there. */
+/** The answer to `path`; undefined path asks nothing. */
 export function useData<T>(path: string | undefined, every = 0): Loaded<T> {
-  const [state, setState] = useState<Loaded<T> & { path?: string }>({ data: undefined, error: "", loading: true });
+  const [state, setState] = useState<Omit<Loaded<T>, "last"> & { path?: string }>({ data: undefined, error: "", loading: true });
   const [turn, setTurn] = useState(0);
   useEffect(() => {
     if (!path) return setState({ data: undefined, error: "", loading: false });
@@ -79,7 +81,8 @@ export function useData<T>(path: string | undefined, every = 0): Loaded<T> {
       clearTimeout(timer);
     };
   }, [path, turn, every]);
-  return state;
+  const own = state.path === path;
+  return { data: own ? state.data : undefined, last: state.data, error: own ? state.error : "", loading: !own || state.loading };
 }
 
 export async function session(): Promise<Session> {

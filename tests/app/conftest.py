@@ -15,6 +15,11 @@ from expunge.app import create_app
 from expunge.studies.jobs import Store
 
 TOKEN = "token"
+MILD = {"name": "gradient-ascent", "label": "gradient-ascent", "lr": 0.001, "epochs": 1}
+METRICS = [
+    "accuracy", "mae", "mean-loss", "kl-to-retrained", "cka-to-retrained", "cka-to-target", "mia-loss-logistic", "mia-loss-svm",
+    "mia-efficacy-loss-logistic", "mia-efficacy-loss-svm", "tpr-at-1-percent-fpr",
+]  # fmt: skip
 
 
 def study(name: str) -> dict[str, Any]:
@@ -34,7 +39,8 @@ def study(name: str) -> dict[str, Any]:
                 "recipe": {"epochs": 5, "lr": 0.05},
             },
         ],
-        "methods": ["retrain", "gradient-ascent", {"name": "npo", "epochs": 2}, "boundary-expand"],
+        "methods": ["retrain", MILD, {"name": "npo", "epochs": 2}, "boundary-expand"],
+        "metrics": METRICS,
         "attacks": ["population-mia"],
         "seeds": [0, 1],
     }

@@ -2,7 +2,7 @@
 import { useState } from "react";
 import { Loading, Note, Panel, Swatch, COLOR } from "../parts/basics";
 import { number } from "../format";
-import { query, useData } from "../api";
+import { BUNDLE, query, useData } from "../api";
 import { runPath, shownModel } from "../context";
 import type { Answer, Answers as AnswersData } from "../api-types";
 import type { Pair } from "./Contrast";
@@ -21,16 +21,18 @@ export function Answers(props: { pair: Pair }) {
       title="Answers"
       tools={
         <>
-          <button type="button" aria-pressed={reveal} onClick={() => setReveal(!reveal)}>
-            {reveal ? "Hide contents" : "Reveal contents"}
-          </button>
+          {!BUNDLE && (
+            <button type="button" aria-pressed={reveal} onClick={() => setReveal(!reveal)}>
+              {reveal ? "Hide contents" : "Reveal contents"}
+            </button>
+          )}
           <button type="button" disabled={page === 0} onClick={() => setPage(page - 1)}>
             Previous
           </button>
           <span className="small muted">
             {total ? `${page * PAGE + 1}–${Math.min(total, (page + 1) * PAGE)} of ${total}` : ""}
           </span>
-          <button type="button" disabled={(page + 1) * PAGE >= total} onClick={() => setPage(page + 1)}>
+          <button type="button" disabled={BUNDLE || (page + 1) * PAGE >= total} onClick={() => setPage(page + 1)}>
             Next
           </button>
         </>
@@ -70,7 +72,7 @@ function One(props: { row: Answer; pair: Pair; revealed: boolean }) {
                 <span className="muted small">loss {loss === null ? "undefined" : number(loss, 3)}</span>
               </span>
               <Tokens tokens={row.tokens} logp={logp} />
-              {said !== null ? <blockquote>{said || <i className="muted">says nothing</i>}</blockquote> : <span className="redacted" title="not revealed">hidden</span>}
+              {said !== null ? <blockquote>{said || <i className="muted">says nothing</i>}</blockquote> : <span className="redacted" title="not revealed" style={{ justifySelf: "start" }}>hidden</span>}
             </div>
           );
         })}
@@ -80,7 +82,7 @@ function One(props: { row: Answer; pair: Pair; revealed: boolean }) {
 }
 
 function Tokens(props: { tokens: string[] | null; logp: (number | null)[] }) {
-  if (!props.logp.length) return <span className="small muted">no token probabilities were collected</span>;
+  if (!props.logp.length) return <span className="small muted">no token probabilities were collected on these examples</span>;
   return (
     <div className="tokens" role="group" aria-label="tokens of the true answer">
       {props.logp.map((v, i) => {

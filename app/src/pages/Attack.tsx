@@ -32,11 +32,11 @@ function Attacked(props: { chosen: Chosen; picker: React.ReactNode }) {
       <div className="context">
         {props.picker}
         <Choice label="Model" value={model} options={problem.models.map((m) => ({ value: m, label: shownModel(m) }))} onChange={(v) => change({ model: v, at: "" })} />
-        {found.data && (
+        {found.last && (
           <Choice
             label="Statistic"
-            value={found.data.statistic}
-            options={found.data.statistics.map((s) => ({ value: s, label: s.replace(/_/g, " ") }))}
+            value={found.last.statistics.includes(statistic) ? statistic : found.last.statistic}
+            options={found.last.statistics.map((s) => ({ value: s, label: s.replace(/_/g, " ") }))}
             onChange={(v) => change({ statistic: v, at: "" })}
           />
         )}
@@ -367,13 +367,33 @@ function Claims(props: { problem: ProblemView; model: string }) {
   return (
     <Panel title="What can be claimed">
       {claims.map((c) => (
-        <div key={c.title} className="card">
+        <div key={c.claimed} className="card">
           <h3>
-            {c.title}: <span className={c.holds.includes("not") || c.holds === "broken" ? "ne" : "eq"}>{c.holds}</span>
+            claimed: {c.claimed}; what stands: <span className={c.standing === c.claimed ? "eq" : "ne"}>{c.standing}</span>
+            <span className="muted">, residue {c.residue}</span>
           </h3>
           <p>{c.sentence}</p>
-          {c.supports.length > 0 && <p className="small">Supported by: {c.supports.join("; ")}</p>}
-          {c.breaks.length > 0 && <p className="small ne">Broken by: {c.breaks.join("; ")}</p>}
+          <div className="two small">
+            {(
+              [
+                ["Supports it", c.supports, "eq"],
+                ["Breaks it", c.breaks, "ne"],
+                ["Missing", c.missing, "un"],
+                ["Rests on proxies", c.proxies, "un"],
+              ] as [string, string[], string][]
+            )
+              .filter(([, lines]) => lines.length)
+              .map(([title, lines, kind]) => (
+                <div key={title}>
+                  <b className={kind}>{title}</b>
+                  <ul>
+                    {lines.map((line) => (
+                      <li key={line}>{line}</li>
+                    ))}
+                  </ul>
+                </div>
+              ))}
+          </div>
         </div>
       ))}
       {verdicts.map((v) => (
@@ -404,7 +424,7 @@ function Recorded(props: { problem: ProblemView; model: string }) {
         </button>
       }
     >
-      <div className="scroll" tabIndex={0} role="region" aria-label="recorded attacks">
+      <div className="scroll" tabIndex={0} role="region" aria-label="recorded attacks, table">
         <table className="plain">
           <thead>
             <tr>

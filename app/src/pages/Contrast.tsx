@@ -31,11 +31,11 @@ function Two(props: { chosen: Chosen; picker: React.ReactNode }) {
   const [firstA, firstB] = firstPair(problem);
   const a = problem.models.includes(params.a) ? params.a : firstA;
   const b = problem.models.includes(params.b) ? params.b : firstB;
-  const split = params.split || (problem.counts.test ? "test" : "forget");
+  const split = params.split || (problem.counts.test && problem.family !== "causal_lm" ? "test" : "forget");
   const found = useData<ContrastData>(a ? query(runPath(run, "/contrast"), { problem: problem.name, a, b, split }) : undefined);
   const options = problem.models.map((m) => ({ value: m, label: shownModel(m) }));
   if (!a) return <Empty title="No model was made">{<p>Every method of this problem failed or does not fit; the Report page has the reasons.</p>}</Empty>;
-  const splits = found.data?.splits.length ? found.data.splits : [split];
+  const splits = found.last?.splits.length ? found.last.splits : [split];
   const pair: Pair = { run, problem: problem.name, a, b, split };
   return (
     <>
@@ -148,6 +148,7 @@ function Views(props: { data: ContrastData; pair: Pair }) {
 function Layers(props: { data: ContrastData; pair: Pair; lit?: number; onHover: (i: number | undefined) => void }) {
   const { data } = props;
   const layers = useMemo(() => [...new Set(data.layers.flatMap((l) => l.layers))].sort(natural), [data]);
+  const shared = layers.length > 1 && layers.every((l) => l.startsWith(`${layers[0].split(".")[0]}.`)) ? layers[0].split(".")[0].length + 1 : 0;
   const { pair } = props;
   const color = (name: string) => (name.startsWith(`${pair.a} to ${pair.b}`) ? "var(--ink)" : name.startsWith(`${pair.a} `) ? COLOR.a : COLOR.b);
   return (
@@ -157,7 +158,7 @@ function Layers(props: { data: ContrastData; pair: Pair; lit?: number; onHover: 
           name="layers"
           title="CKA"
           over="layer, by name"
-          labels={layers}
+          labels={layers.map((l) => l.slice(shared))}
           range={[0, 1]}
           lit={props.lit}
           onHover={props.onHover}

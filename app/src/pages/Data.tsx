@@ -2,7 +2,7 @@
 import { useState } from "react";
 import { Choice, Note, Panel, Undefined, Wait } from "../parts/basics";
 import { number, plural, splitName } from "../format";
-import { query, useData } from "../api";
+import { BUNDLE, query, useData } from "../api";
 import { type Chosen, WithRun, runPath } from "../context";
 import { change, useRoute } from "../route";
 import type { ForgetSet, ForgottenRow, Neighbor } from "../api-types";
@@ -29,7 +29,7 @@ function Rows(props: { chosen: Chosen; picker: React.ReactNode }) {
       </div>
       <div className="context">
         {props.picker}
-        <Choice
+        {!BUNDLE && <Choice
           label="Order"
           value={sort}
           options={[
@@ -39,10 +39,12 @@ function Rows(props: { chosen: Chosen; picker: React.ReactNode }) {
             { value: "similarity", label: "nearest to a kept row first" },
           ]}
           onChange={(v) => change({ order: v, page: "" })}
-        />
-        <button type="button" aria-pressed={reveal} onClick={() => setReveal(!reveal)}>
-          {reveal ? "Hide contents" : "Reveal contents"}
-        </button>
+        />}
+        {!BUNDLE && (
+          <button type="button" aria-pressed={reveal} onClick={() => setReveal(!reveal)}>
+            {reveal ? "Hide contents" : "Reveal contents"}
+          </button>
+        )}
       </div>
       <Panel title="Counts">
         <dl className="facts">
@@ -72,7 +74,7 @@ function Rows(props: { chosen: Chosen; picker: React.ReactNode }) {
                 <span className="small muted">
                   {data.total ? `${page * PAGE + 1}–${Math.min(data.total, (page + 1) * PAGE)} of ${plural(data.total, "row")}` : ""}
                 </span>
-                <button type="button" disabled={(page + 1) * PAGE >= data.total} onClick={() => change({ page: String(page + 1) })}>
+                <button type="button" disabled={BUNDLE || (page + 1) * PAGE >= data.total} onClick={() => change({ page: String(page + 1) })}>
                   Next
                 </button>
               </>
@@ -88,7 +90,7 @@ function Rows(props: { chosen: Chosen; picker: React.ReactNode }) {
                 : {reason}.
               </Note>
             ))}
-            <div className="scroll" tabIndex={0} role="region" aria-label="forget set">
+            <div className="scroll" tabIndex={0} role="region" aria-label="forget set, table">
               <table className="plain" style={{ width: "100%" }}>
                 <thead>
                   <tr>

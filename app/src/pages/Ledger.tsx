@@ -46,7 +46,7 @@ function Shown(props: { data: LedgerView }) {
         <p>
           <b className={data.valid === null ? "un" : data.valid ? "eq" : "ne"}>{data.valid === null ? "not checked" : data.valid ? "holds" : "does not hold"}</b>: {data.verification}
         </p>
-        <div className="scroll" style={{ maxHeight: 380 }} tabIndex={0} role="region" aria-label="certificates">
+        <div className="scroll" style={{ maxHeight: 380 }} tabIndex={0} role="region" aria-label="certificates, table">
           <table className="plain">
             <thead>
               <tr>
@@ -74,7 +74,7 @@ function Shown(props: { data: LedgerView }) {
       </Panel>
       <Panel title="Requests">
         {data.missing.requests && <Note wrong>{data.missing.requests}</Note>}
-        <div className="scroll" style={{ maxHeight: 520 }} tabIndex={0} role="region" aria-label="requests">
+        <div className="scroll" style={{ maxHeight: 520 }} tabIndex={0} role="region" aria-label="requests, table">
           <table className="plain">
             <thead>
               <tr>

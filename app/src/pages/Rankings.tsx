@@ -48,7 +48,7 @@ export function Rankings(props: { problem: ProblemView }) {
       title="Rankings by distance from retraining"
       caption="Rank 1 is nearest to the mean of the retrained models. A mean of ranks hides by how much, and whether it is certain: the last column counts the properties in which the method's interval over seeds overlaps that of the nearest."
     >
-      <div className="scroll" tabIndex={0} role="region" aria-label="rankings">
+      <div className="scroll" tabIndex={0} role="region" aria-label="rankings, table">
         <table className="plain">
           <thead>
             <tr>

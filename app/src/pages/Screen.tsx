@@ -407,7 +407,7 @@ function Verdicts(props: { problem: ProblemView }) {
   const labels = [...new Set(problem.verdicts.map((v) => v.label))];
   return (
     <Panel title="Verdicts" caption="Equivalence tests against the retrained models: the interval of the difference must lie inside the margin. No test can show that something is gone.">
-      <div className="scroll" style={{ maxHeight: 420 }} tabIndex={0} role="region" aria-label="verdicts">
+      <div className="scroll" style={{ maxHeight: 420 }} tabIndex={0} role="region" aria-label="verdicts, table">
         <table className="plain">
           <thead>
             <tr>

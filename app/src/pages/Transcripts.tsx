@@ -1,8 +1,8 @@
 // What attacks asked and were answered; contents are fetched when they are revealed.
 import { useState } from "react";
-import { Choice, Panel, Wait } from "../parts/basics";
+import { Choice, Note, Panel, Wait } from "../parts/basics";
 import { number } from "../format";
-import { query, useData } from "../api";
+import { BUNDLE, query, useData } from "../api";
 import { runPath } from "../context";
 import type { Transcripts } from "../api-types";
 
@@ -10,9 +10,15 @@ export function TranscriptsView(props: { run: string; problem: string; model: st
   const [attack, setAttack] = useState("");
   const [reveal, setReveal] = useState(false);
   const chosen = props.attacks.includes(attack) ? attack : props.attacks[0];
-  const path = chosen ? query(runPath(props.run, "/transcripts"), { problem: props.problem, model: props.model, attack: chosen, reveal, limit: 50 }) : undefined;
+  const path = chosen && !BUNDLE ? query(runPath(props.run, "/transcripts"), { problem: props.problem, model: props.model, attack: chosen, reveal, limit: 50 }) : undefined;
   const found = useData<Transcripts>(path);
   if (!chosen) return null;
+  if (BUNDLE)
+    return (
+      <Panel title="Transcripts">
+        <Note>What attacks asked and were answered is content, which is not published with these pages.</Note>
+      </Panel>
+    );
   return (
     <Panel
       title="Transcripts"
@@ -28,7 +34,7 @@ export function TranscriptsView(props: { run: string; problem: string; model: st
     >
       <Wait of={found}>
         {(data) => (
-          <div className="scroll" style={{ maxHeight: 420 }} tabIndex={0} role="region" aria-label="transcripts">
+          <div className="scroll" style={{ maxHeight: 420 }} tabIndex={0} role="region" aria-label="transcripts, table">
             <table className="plain">
               <thead>
                 <tr>

@@ -28,7 +28,7 @@ export function Lines(props: {
   const [place, width] = useWidth();
   const [near, setNear] = useState<number>();
   const height = 250;
-  const [left, right, top, bottom] = [52, 16, 26, 44];
+  const [left, right, top, bottom] = [52, 30, 26, 44];
   const every = props.lines.flatMap((l) => l.at);
   const values = props.lines.flatMap((l) => l.values).filter((v): v is number => v !== null);
   const [low, high] = props.range ?? [Math.min(...values), Math.max(...values)];

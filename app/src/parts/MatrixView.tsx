@@ -28,7 +28,8 @@ export function MatrixView(props: { matrix: Matrix; color: string; name: string;
                 const share = sum ? n / sum : 0;
                 const sure = confidence?.[i][j];
                 const hint = `${n} of ${sum} rows of ${c} called ${classes[j]}${sure === null || sure === undefined ? "" : `, mean confidence ${number(100 * sure, 3)} %`}`;
-                const strength = n ? 10 + 78 * share : 0;
+                // Two ranges, so that the number is readable on every shade: dark on pale, and the page's color on strong.
+                const strength = share > 0.5 ? 86 + 14 * share : 8 + 76 * share;
                 return (
                   <td
                     key={classes[j]}

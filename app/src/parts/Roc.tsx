@@ -65,7 +65,7 @@ export function Roc(props: { sides: RocSide[]; at?: [number, number]; log: boole
           {curves.map((points, i) => (
             <path
               key={props.sides[i].name}
-              d={`M${points.map(([f, t]) => `${x(f).toFixed(1)},${y(t).toFixed(1)}`).join("L")}`}
+              d={`M${points.filter(([, t]) => !props.log || t > 0).map(([f, t]) => `${x(f).toFixed(1)},${y(t).toFixed(1)}`).join("L")}`}
               fill="none"
               stroke={props.sides[i].color}
               strokeWidth={1.8}

@@ -51,13 +51,16 @@ export function Vega(props: { spec: Spec; name: string }) {
         box.style.width = `${width}px`;
         const legend = { ...(config.legend as Spec), columns: Math.max(1, Math.floor(width / 160)) };
         const found = await embed(box, fitted(props.spec, width), {
-          config: { ...config, legend },
+          config: { ...config, legend, aria: false },
           renderer: "svg",
           actions: false,
           ast: true, // the page forbids code made from strings
           defaultStyle: false,
           tooltip: { theme: "custom", disableDefaultStyle: true },
         });
+        const svg = box.querySelector("svg");
+        svg?.setAttribute("role", "img");
+        svg?.setAttribute("aria-label", String(props.spec.description ?? props.name));
         made = found.view;
         if (gone) made.finalize();
         else setView(made);
@@ -78,7 +81,7 @@ export function Vega(props: { spec: Spec; name: string }) {
   return (
     <div ref={place}>
       {error && <Note wrong>{error}</Note>}
-      <div ref={drawn} className="vega" role="img" aria-label={String(props.spec.description ?? props.name)} />
+      <div ref={drawn} className="vega" />
       <span className="row">
         <button type="button" className="plain" onClick={() => keep("svg")}>
           SVG

@@ -163,22 +163,12 @@ def _attacks(judged: Sequence[Judged]) -> list[AttackScore]:
 
 def _claims(scores: ScoreFile, problem: str) -> list[ClaimLine]:
     """Typed claims, where the record has them."""
-    made = []
-    for claim in getattr(scores, "claims", ()):
-        facts = claim.model_dump(mode="json")
-        if facts.get("problem") not in (None, problem):
-            continue
-        made.append(
-            ClaimLine(
-                label=str(facts.get("label", "")),
-                title=str(facts.get("title") or facts.get("kind") or facts.get("claim", "")),
-                holds=str(facts.get("holds", facts.get("judgement", facts.get("status", "")))),
-                sentence=str(facts.get("sentence", facts.get("reason", ""))),
-                supports=[str(x) for x in facts.get("supports", facts.get("supported_by", [])) or []],
-                breaks=[str(x) for x in facts.get("breaks", facts.get("broken_by", [])) or []],
-            )
-        )
-    return made
+    found = [claim.model_dump(mode="json") for claim in getattr(scores, "claims", ())]
+    return [
+        ClaimLine(**{k: facts[k] for k in ClaimLine.model_fields})
+        for facts in found
+        if facts["problem"] == problem
+    ]
 
 
 def _transcripts(runs: Runs, run: str, problem: str) -> dict[str, list[str]]:

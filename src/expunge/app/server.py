@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import io
 import ipaddress
-from collections.abc import Collection
+import socket
+from collections.abc import Callable, Collection
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
@@ -89,16 +90,21 @@ def create_app(
     return app
 
 
-def serve(runs_dir: Path, host: str, port: int) -> None:
-    """Serve until interrupted."""
+def serve(runs_dir: Path, host: str, port: int, announce: Callable[[str], None] = lambda _: None) -> None:
+    """Serve until interrupted; `announce` is told the address once it answers. Port 0 takes any that is free."""
     import uvicorn
 
     catalog()  # imports every method, metric and attack now, and not when the first page asks
     vega_bundle()
-    uvicorn.run(
-        create_app(runs_dir, hosts=hosts_for(port, host)), host=host, port=port, access_log=False, server_header=False,
-        log_level="warning", h11_max_incomplete_event_size=65_536,
-    )  # fmt: skip
+    listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    with listening:
+        port = listening.getsockname()[1]
+        config = uvicorn.Config(
+            create_app(runs_dir, hosts=hosts_for(port, host)), access_log=False, server_header=False, log_level="warning",
+            h11_max_incomplete_event_size=65_536,
+        )  # fmt: skip
+        announce(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
+        uvicorn.Server(config).run(sockets=[listening])
 
 
 def is_loopback(host: str) -> bool:

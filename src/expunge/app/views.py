@@ -117,14 +117,17 @@ class AttackScore(Record):
 
 
 class ClaimLine(Record):
-    """A claim about a method and what supports or breaks it."""
+    """What may be claimed of a method, and what supports or breaks it."""
 
     label: str
-    title: str
-    holds: str
+    claimed: str
+    standing: str = Field(description="the strongest claim whose every requirement was met")
+    residue: str = Field(description="whether something of the forgotten data was found")
     sentence: str
     supports: list[str]
     breaks: list[str]
+    missing: list[str]
+    proxies: list[str]
 
 
 class ProblemView(Record):

@@ -16,13 +16,19 @@ def app(
     host: Annotated[
         str, typer.Option(help="Address to listen on; other machines cannot reach the default.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8642,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8642,
     expose: Annotated[
         bool,
         typer.Option(
             "--expose", help="Allow an address that other machines can reach; the app has no passwords."
         ),
     ] = False,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of serving, write the pages and their data into this folder, to be published as files."
+        ),
+    ] = None,
 ) -> None:
     """Open the web app: see, compare and attack the models of your runs, and start studies.
 
@@ -33,6 +39,14 @@ def app(
 
     load_extra("fastapi", "app", "the app")
     load_extra("uvicorn", "app", "the app")
+    if bundle is not None:
+        from expunge.app.bundle import write_bundle
+
+        written = write_bundle(runs, bundle)
+        sys.stdout.write(
+            f"{written} files in '{bundle}'; to look at them: python -m http.server -d {bundle}\n"
+        )
+        return
     from expunge.app.server import is_loopback, serve
 
     if not is_loopback(host) and not expose:
@@ -44,9 +58,11 @@ def app(
             f"warning: everybody who can reach {host}:{port} can see these runs and start studies\n"
         )
     runs.mkdir(parents=True, exist_ok=True)
-    shown = f"[{host}]" if ":" in host else host
-    sys.stdout.write(
-        f"expunge app: http://{shown}:{port}/  (runs in '{runs}'; Ctrl-C ends the app, not the studies)\n"
-    )
-    sys.stdout.flush()
-    serve(runs, host, port)
+
+    def announce(address: str) -> None:
+        sys.stdout.write(
+            f"expunge app: {address}  (runs in '{runs}'; Ctrl-C ends the app, not the studies)\n"
+        )
+        sys.stdout.flush()
+
+    serve(runs, host, port, announce)
