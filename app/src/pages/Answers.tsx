@@ -72,7 +72,7 @@ function One(props: { row: Answer; pair: Pair; revealed: boolean }) {
                 <span className="muted small">loss {loss === null ? "undefined" : number(loss, 3)}</span>
               </span>
               <Tokens tokens={row.tokens} logp={logp} />
-              {said !== null ? <blockquote>{said || <i className="muted">says nothing</i>}</blockquote> : <span className="redacted" title="not revealed" style={{ justifySelf: "start" }}>hidden</span>}
+              {said !== null ? <blockquote><span className="muted small">says </span>{said || <i className="muted">says nothing</i>}</blockquote> : <span className="redacted" title="not revealed" style={{ justifySelf: "start" }}>hidden</span>}
             </div>
           );
         })}

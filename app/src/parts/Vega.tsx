@@ -61,6 +61,7 @@ export function Vega(props: { spec: Spec; name: string }) {
         const svg = box.querySelector("svg");
         svg?.setAttribute("role", "img");
         svg?.setAttribute("aria-label", String(props.spec.description ?? props.name));
+        for (const part of svg?.children ?? []) part.setAttribute("aria-hidden", "true"); // the label says it; marks have none
         made = found.view;
         if (gone) made.finalize();
         else setView(made);
