@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +30,8 @@ class Runs:
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
+        self.reading = threading.Lock()
+        """Held while all runs are read, so that two who ask at once do not both read them."""
         self._kept: dict[tuple[str, Path], tuple[tuple[int, int], Any]] = {}
 
     def confined(self, path: Path) -> Path:

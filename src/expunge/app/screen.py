@@ -6,7 +6,6 @@ tables (`Runs.report`) have every column of a single run.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from functools import lru_cache
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
+from pydantic_core import from_json
 from scipy import stats
 
 from expunge.app.runs import Runs
@@ -85,6 +85,11 @@ class _Summary(Record):
 
 def screen(runs: Runs) -> Screen:
     """The table of every run in the folder."""
+    with runs.reading:
+        return _screen(runs)
+
+
+def _screen(runs: Runs) -> Screen:
     found: list[_Summary] = []
     unread: dict[str, str] = {}
     for name in runs.names():
@@ -114,7 +119,7 @@ def screen(runs: Runs) -> Screen:
 
 def summarize(run: str, path: Path) -> _Summary:
     """The rows of one score file."""
-    content = json.loads(path.read_text())
+    content = from_json(path.read_bytes())
     families = {p["name"]: p.get("family", "") for p in content["problems"]}
     judgements: dict[tuple[str, str], list[str]] = {}
     for v in content.get("verdicts", ()):
@@ -168,7 +173,7 @@ def _cell(models: Iterable[dict[str, Any]], key: tuple[str, str]) -> ScreenCell 
     if not scores:
         return None
     if not valid:
-        return ScreenCell.model_construct(status=scores[0]["status"], reason=scores[0].get("reason", ""))
+        return _made(status=scores[0]["status"], reason=scores[0].get("reason", ""))
     values = [s["value"] for s in valid]
     n, mean = len(values), math.fsum(values) / len(values)
     low = high = None
@@ -185,7 +190,22 @@ def _cell(models: Iterable[dict[str, Any]], key: tuple[str, str]) -> ScreenCell 
     reason = (
         None if missing is None else f"{n} of {len(scores)} seeds have a value; {missing.get('reason', '')}"
     )
-    return ScreenCell.model_construct(value=mean, low=low, high=high, gap=gap, n=n, reason=reason)
+    return _made(mean, low, high, gap, n, None, reason)
+
+
+def _made(
+    value: float | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    gap: float | None = None,
+    n: int | None = None,
+    status: Status | None = None,
+    reason: str | None = None,
+) -> ScreenCell:
+    """A cell that needs no check: there are tens of thousands."""
+    return ScreenCell.model_construct(
+        value=value, low=low, high=high, gap=gap, n=n, status=status, reason=reason
+    )
 
 
 @lru_cache(maxsize=256)

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import ipaddress
 import socket
+import threading
 from collections.abc import Callable, Collection
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
@@ -63,7 +64,7 @@ def hosts_for(port: int, host: str = "127.0.0.1") -> set[str]:
 
 
 def create_app(
-    runs_dir: Path | str,
+    runs_dir: Runs | Path | str,
     *,
     hosts: Collection[str] = (),
     token: str | None = None,
@@ -77,7 +78,7 @@ def create_app(
         token: what changes must carry; default: a new one.
         ledger: where a deletion ledger is; default: where ``expunge ledger`` puts it.
     """
-    runs, place = Runs(Path(runs_dir)), ledger or LedgerPlace()
+    runs, place = runs_dir if isinstance(runs_dir, Runs) else Runs(Path(runs_dir)), ledger or LedgerPlace()
     gate = Gate(hosts or hosts_for(8642), token)
     app = FastAPI(title="expunge", version=_version(), docs_url=None, redoc_url=None, openapi_url=None)
     app.middleware("http")(gate)
@@ -96,11 +97,13 @@ def serve(runs_dir: Path, host: str, port: int, announce: Callable[[str], None] 
 
     catalog()  # imports every method, metric and attack now, and not when the first page asks
     vega_bundle()
+    runs = Runs(runs_dir)
+    threading.Thread(target=screen.screen, args=(runs,), daemon=True).start()  # a thousand runs take a while
     listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     with listening:
         port = listening.getsockname()[1]
         config = uvicorn.Config(
-            create_app(runs_dir, hosts=hosts_for(port, host)), access_log=False, server_header=False, log_level="warning",
+            create_app(runs, hosts=hosts_for(port, host)), access_log=False, server_header=False, log_level="warning",
             h11_max_incomplete_event_size=65_536,
         )  # fmt: skip
         announce(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
