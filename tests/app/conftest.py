@@ -17,7 +17,8 @@ from expunge.studies.jobs import Store
 TOKEN = "token"
 MILD = {"name": "gradient-ascent", "label": "gradient-ascent", "lr": 0.001, "epochs": 1}
 METRICS = [
-    "accuracy", "mae", "r2", "mean-loss", "kl-to-retrained", "cka-to-retrained", "cka-to-target", "mia-loss-logistic", "mia-loss-svm",
+    "accuracy", "mae", "r2", "mean-loss", "kl-to-retrained", "cka-to-retrained", "cka-to-target", "mia-loss-logistic",
+    "mia-loss-svm",
     "mia-efficacy-loss-logistic", "mia-efficacy-loss-svm", "tpr-at-1-percent-fpr",
 ]  # fmt: skip
 
