@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 
@@ -87,9 +88,13 @@ def under_fire(
     assert certified == Counter(accepted)
     assert sum(entry["outcome"]["records"] for entry in entries) == total
     assert sorted(model.read()) == sorted(rows[total:])
-    for before, after in pairwise(entries):
-        assert before["outcome"]["data_after"] == after["outcome"]["data_before"]
-    assert any("attempt" in note for entry in entries for note in entry["outcome"]["notes"])
+    # Each certificate goes on from the data where the one before ended, but for a run that was cut off between forgetting
+    # and its certificate: until somebody takes it over, others may run, on data that lack its rows already.
+    taken_over = sum(any("attempt" in note for note in e["outcome"]["notes"]) for e in entries)
+    gaps = sum(a["outcome"]["data_after"] != b["outcome"]["data_before"] for a, b in pairwise(entries))
+    assert taken_over > 0 and gaps <= 2 * taken_over, (gaps, taken_over)
+    left = "\n".join(sorted(KEY.record(row) for row in rows[total:]))
+    assert entries[-1]["outcome"]["data_after"] == sha256(left.encode()).hexdigest()
     ledger.close()
 
 
