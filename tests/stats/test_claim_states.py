@@ -34,6 +34,7 @@ any_test = st.builds(
 any_facts = st.builds(
     Facts, st.sampled_from(LEVELS), st.sampled_from(["kept", "damaged", "undecided", "missing"]),
     st.lists(any_test, max_size=6).map(tuple), is_target=st.booleans(), keeps_target=st.booleans(),
+    sensitive=st.booleans(),
     exact_by_construction=st.booleans(),
 )  # fmt: skip
 
@@ -59,6 +60,12 @@ def test_known_cases():
     assert standing(replace(CLEAR, is_target=True)) == "not forgotten"
     assert standing(replace(CLEAR, utility="damaged")) == "damaged"
     assert standing(replace(CLEAR, utility="undecided")) == "undecided"
+
+
+def test_tests_that_would_not_notice_the_target_clear_nobody():
+    blunt = replace(CLEAR, sensitive=False)
+    assert standing(blunt) == "suppression" and conclude(blunt).residue == "inconclusive"
+    assert standing(replace(blunt, claimed="exact", exact_by_construction=True)) == "exact"
 
 
 def test_behaving_otherwise_is_no_residue_but_no_removal_either():

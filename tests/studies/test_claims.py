@@ -154,6 +154,16 @@ def test_without_retrained_models_only_refusals_and_proxies_are_left() -> None:
     assert one.standing == "undecided" and "one retrained model has no spread" in one.proxies[0]
 
 
+def test_without_a_positive_control_nothing_is_cleared() -> None:
+    alike = {**RETRAINED, "mia": 0.51}  # a target that no test tells from retrained models
+    judged = [model("target", alike), *(model("retrain", dict(RETRAINED), i, SPREAD[i]) for i in range(5))]
+    found = claims(PROBLEM, [*judged, model("audited", dict(RETRAINED))])[-1]
+    assert found.residue == "inconclusive" and found.levels["removal"] == "undecided"
+    assert any("do not tell the target from retrained models" in line for line in found.missing)
+    lone = claim(dict(RETRAINED), target=False)
+    assert any("the target was not given" in line for line in lone.missing)
+
+
 def test_failed_seeds_leave_the_claim_undecided() -> None:
     judged = [
         model("target", dict(KNOWS)),

@@ -53,6 +53,8 @@ class Facts:
     """Its weights are the target's, bit by bit, and nothing stands before them."""
     keeps_target: bool = False
     """The target's weights stand in it, behind a filter or beside an adapter."""
+    sensitive: bool = True
+    """Whether these tests tell the target from retrained models: where they do not, finding nothing means nothing."""
     exact_by_construction: bool = False
     """A method with an exact guarantee made these very weights, by a record that names them."""
 
@@ -89,12 +91,12 @@ def _level(level: Claimed, facts: Facts) -> Support:
     if facts.utility == "damaged" or facts.is_target:
         return "contradicted"
     if level == "exact":
-        if facts.keeps_target or any(_tells(t) for t in facts.tests):
+        if facts.keeps_target or any(tells(t) for t in facts.tests):
             return "contradicted"
         return "supported" if facts.exact_by_construction else "undecided"
     if level == "removal" and (
         facts.keeps_target
-        or any(_tells(t) for t in facts.tests)
+        or any(tells(t) for t in facts.tests)
         or any(t.output and t.finding == "away" for t in facts.tests)
     ):
         return "contradicted"
@@ -102,17 +104,19 @@ def _level(level: Claimed, facts: Facts) -> Support:
         return "contradicted"
     needed = [t for t in facts.tests if level in t.needed]
     met = bool(needed) and all(t.finding in ("none", "away") for t in needed)
+    met = met and (facts.sensitive or level != "removal")
     return "supported" if met and facts.utility == "kept" else "undecided"
 
 
-def _tells(test: Test) -> bool:
+def tells(test: Test) -> bool:
+    """Whether the finding is that something is left."""
     return test.finding == "residue" or (test.symmetric and test.finding == "away")
 
 
 def _residue(facts: Facts) -> Literal["found", "not found", "inconclusive"]:
     """Whether something is left, whatever is claimed; a model that only behaves otherwise than a retrained one has no residue."""
-    if facts.is_target or facts.keeps_target or any(_tells(t) for t in facts.tests):
+    if facts.is_target or facts.keeps_target or any(tells(t) for t in facts.tests):
         return "found"
     needed = [t for t in facts.tests if "removal" in t.needed]
     clear = bool(needed) and all(t.finding in ("none", "away") for t in needed)
-    return "not found" if clear and facts.utility == "kept" else "inconclusive"
+    return "not found" if clear and facts.sensitive and facts.utility == "kept" else "inconclusive"

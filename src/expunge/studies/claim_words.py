@@ -12,7 +12,8 @@ HEADLINES: dict[Standing, str] = {
     "exact": "The parameters were made without the records{by} ({guarantee}; fingerprints of training data and request {data}, "
     "{asked}).",
     "removal": "Within the tested budgets ({budgets}) no recovery beyond the retrained models was found.",
-    "suppression": "The content is not produced under the tests that were run; the parameters may still contain it.",
+    "suppression": "Under the tests that were run the content is produced no more than by retrained models; the parameters may "
+    "still contain it.",
     "not forgotten": "What was to be forgotten is still there.",
     "damaged": "The model lost its use; whether it forgot anything is not a question that can be asked of it.",
     "undecided": "What was run does not support any claim.",
@@ -54,6 +55,12 @@ def statements(
             where = breaks if test.kind in ("output", "membership") else supports
         if where is not None:
             where.append(said(test))
+    if references >= 2 and not facts.sensitive:
+        missing.append(
+            "the same tests do not tell the target from retrained models: that they find nothing here means nothing"
+            if has_target
+            else "the target was not given, so nobody knows whether these tests would tell it from retrained models"
+        )
     if references < 2:
         proxies += _without_references(tests, references, has_target)
     return Statements(supports, breaks, missing, proxies)

@@ -12,7 +12,7 @@ from typing import Any
 from expunge.attacks.base import ATTACKS, find_measure
 from expunge.methods.base import METHODS, Method
 from expunge.record import Claim, Claimed, ClaimTest, Judged, Support
-from expunge.stats.claims import Facts, Finding, Test, Utility, conclude
+from expunge.stats.claims import Facts, Finding, Test, Utility, conclude, tells
 from expunge.studies.claim_findings import (
     Findings,
     Kind,
@@ -63,8 +63,12 @@ def claims(problem: dict[str, Any], judged: Sequence[Judged]) -> list[Claim]:
     retrained = [j for j in ran if j.method == "retrain"]
     targets = [j for j in ran if j.method == "target"]
     labels = dict.fromkeys(j.label for j in judged if j.method != "retrain" and j.status != "not_applicable")
+    control = Findings(targets, targets, retrained)
+    _gather(control, problem.get("family", ""), "removal")
+    judge_all(control)
+    sensitive = any(tells(test) for test in _facts(control))
     return [
-        _claim(problem, label, [j for j in judged if j.label == label], targets, retrained)
+        _claim(problem, label, [j for j in judged if j.label == label], targets, retrained, sensitive)
         for label in labels
     ]
 
@@ -93,7 +97,8 @@ def _is_exact(guarantee: str) -> bool:
 
 
 def _claim(
-    problem: dict[str, Any], label: str, models: Sequence[Judged], targets: Sequence[Judged], retrained: Sequence[Judged]
+    problem: dict[str, Any], label: str, models: Sequence[Judged], targets: Sequence[Judged], retrained: Sequence[Judged],
+    sensitive: bool,
 ) -> Claim:  # fmt: skip
     first = models[0]
     claimed, guarantee = intent(first)
@@ -109,6 +114,7 @@ def _claim(
         tests=_facts(found),
         is_target=first.method == "target" or any(m.model_id in weights for m in ours),
         keeps_target=any(m.keeps_target for m in ours),
+        sensitive=sensitive,
         exact_by_construction=_is_exact(guarantee)
         and bool(ours)
         and (first.method in METHODS or bool(first.guarantee)),
