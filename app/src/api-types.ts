@@ -1,18 +1,5 @@
 // Written by expunge.app.typescript from the OpenAPI schema; do not edit.
 
-export interface Across {
-  /** name of the problem */
-  problem: string;
-  /** method name; 'target' for the models before forgetting */
-  method: string;
-  /** the method with its parameters, as in `Judged` */
-  label: string;
-  /** seeds of the models that were compared */
-  seeds: number[];
-  /** one per metric and split */
-  scores: Score[];
-}
-
 export interface Answer {
   id: string;
   group: string | null;
@@ -42,9 +29,9 @@ export interface AttackScore {
   split: string;
   unit: string;
   value: number | null;
-  status: "ok" | "undefined" | "not_applicable" | "failed";
+  status: string;
   reason: string;
-  interval: Interval | null;
+  interval: Ends | null;
   gap: number | null;
   n: number | null;
   budget: Record<string, number>;
@@ -60,9 +47,9 @@ export interface Attacker {
   asked: Sample;
   matched: Sample;
   /** as recorded in scores.json */
-  auc: Score | null;
+  auc: RecordedScore | null;
   /** as recorded in scores.json: share of forget rows called non-members */
-  efficacy: Score | null;
+  efficacy: RecordedScore | null;
 }
 
 export interface Catalog {
@@ -142,15 +129,6 @@ export interface Contrast {
   missing: Record<string, string>;
 }
 
-export interface Curve {
-  /** what is spent, with its unit: steps, queries, bits, strength, layer, ... */
-  over: string;
-  /** how much of it, in the order of the curve */
-  at: number[];
-  /** the number there, in the score's unit; None where it is undefined */
-  values: (number | null)[];
-}
-
 export interface CurveScore {
   label: string;
   seed: number;
@@ -161,9 +139,9 @@ export interface CurveScore {
   attack: boolean;
   value: number | null;
   budget: Record<string, number>;
-  curve: Curve;
+  curve: Points;
   /** the retrained models' curves */
-  controls: Curve[];
+  controls: Points[];
 }
 
 export interface Embedding {
@@ -177,6 +155,11 @@ export interface Embedding {
   points: Point[];
   /** rows of the split; an evenly spaced part is drawn where there are more than 2,000 */
   n: number;
+}
+
+export interface Ends {
+  low: number;
+  high: number;
 }
 
 export interface ErrorView {
@@ -231,14 +214,6 @@ export interface GroupBars {
   b: (number | null)[];
   /** mean of the retrained models */
   retrained: (number | null)[];
-}
-
-export interface Interval {
-  low: number;
-  high: number;
-  level: number;
-  /** how it was computed: wilson, bca, t over seeds, ... */
-  method: string;
 }
 
 export interface LayerLine {
@@ -324,6 +299,14 @@ export interface Point {
   correct_b: boolean | null;
 }
 
+export interface Points {
+  /** what is spent, with its unit */
+  over: string;
+  at: number[];
+  /** None where undefined */
+  values: (number | null)[];
+}
+
 export interface ProblemView {
   name: string;
   family: string;
@@ -332,13 +315,12 @@ export interface ProblemView {
   counts: Record<string, number>;
   columns: TableColumn[];
   rows: TableRow[];
-  verdicts: Verdict[];
+  verdicts: VerdictLine[];
   claims: ClaimLine[];
   curves: CurveScore[];
   attacks: AttackScore[];
   /** by metric: what the attacker has and knows */
   threats: Record<string, string>;
-  across: Across[];
   /** label@seed of every model that was made */
   models: string[];
   /** by label@seed: attacks that kept transcripts */
@@ -366,14 +348,16 @@ export interface Progress {
   output: string;
 }
 
-export interface Reference {
-  mean: number;
-  /** one per retrained model that the judged model was compared with */
-  values: number[];
-  /** value minus mean */
-  gap: number;
-  /** theirs, where the score has a curve */
-  curves: Curve[];
+export interface RecordedScore {
+  metric: string;
+  unit: string;
+  value: number | null;
+  status: string;
+  reason: string;
+  interval: Ends | null;
+  /** mean of the retrained models */
+  retrained: number | null;
+  gap: number | null;
 }
 
 export interface Residuals {
@@ -433,32 +417,6 @@ export interface Sample {
   left_out: number;
 }
 
-export interface Score {
-  metric: string;
-  /** data set it was measured on; 'run' for costs */
-  split: string;
-  value: number | null;
-  /** share, nats, examples, seconds, bytes, the target's unit, ... */
-  unit: string;
-  direction: "higher" | "lower" | "match";
-  status: "ok" | "undefined" | "not_applicable" | "failed";
-  /** why the status is not ok */
-  reason: string;
-  /** examples it rests on */
-  n: number | null;
-  /** sampling uncertainty over examples, where it is known */
-  interval: Interval | null;
-  /** the same metric per class or group */
-  groups: Record<string, number>;
-  reference: Reference | null;
-  /** True where the number is an attacker's success */
-  attack: boolean;
-  /** the most that the attacker may spend: steps, queries, samples, rows, ... */
-  budget: Record<string, number>;
-  /** the number by what was spent on it, where it was followed */
-  curve: Curve | null;
-}
-
 export interface Screen {
   columns: ScreenColumn[];
   rows: ScreenRow[];
@@ -476,7 +434,7 @@ export interface ScreenCell {
   /** seeds with a value */
   n: number | null;
   /** where there is no value */
-  status: "ok" | "undefined" | "not_applicable" | "failed" | null;
+  status: string | null;
   reason: string | null;
 }
 
@@ -485,7 +443,7 @@ export interface ScreenColumn {
   split: string;
   title: string;
   unit: string;
-  direction: "higher" | "lower" | "match";
+  direction: string;
 }
 
 export interface ScreenRow {
@@ -496,7 +454,7 @@ export interface ScreenRow {
   method: string;
   role: "target" | "retrained" | "unlearned";
   seeds: number;
-  status: "ok" | "undefined" | "not_applicable" | "failed";
+  status: string;
   reason: string;
   /** verdicts: no difference larger than the margin */
   equal: number;
@@ -532,15 +490,6 @@ export interface Session {
   ledger: boolean;
 }
 
-export interface Spread {
-  values: number[];
-  mean: number;
-  low: number;
-  high: number;
-  /** standard deviation (n - 1); None with fewer than two models */
-  deviation: number | null;
-}
-
 export interface Start {
   study: Record<string, unknown>;
   workers: number | null;
@@ -569,12 +518,13 @@ export interface TableColumn {
   split: string;
   title: string;
   unit: string;
-  direction: "higher" | "lower" | "match";
+  direction: string;
   definition: string;
   group: "results" | "further" | "across" | "attacks" | "costs";
   low: number | null;
   high: number | null;
-  retrained: Spread | null;
+  /** smallest and largest value of the retrained models */
+  retrained: Ends | null;
 }
 
 export interface TableRow {
@@ -601,25 +551,14 @@ export interface Transcripts {
   rows: Transcript[];
 }
 
-export interface Verdict {
-  problem: string;
+export interface VerdictLine {
   label: string;
   metric: string;
   split: string;
   judgement: "no larger difference" | "different" | "undecided";
-  /** largest difference that counts as none, in the metric's unit */
   margin: number;
-  /** mean over seeds minus mean of the retrained models */
   difference: number | null;
-  /** of the difference; level 0.90 as in a two one-sided test */
-  interval: Interval | null;
-  /** models judged */
-  n: number;
-  /** retrained models */
-  n_reference: number;
-  /** further seeds that would probably decide; None where unknown */
   more_seeds: number | null;
-  /** the judgement in words */
   sentence: string;
 }
 

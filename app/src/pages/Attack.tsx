@@ -222,8 +222,8 @@ function ScoreRow(props: { name: string; score: NonNullable<Attacker["auc"]>; id
       <td>{props.name}</td>
       <td className="n" id={props.id}>{score.value === null ? <Undefined reason={score.reason} status={score.status} /> : digits(score.value)}</td>
       <td className="n">{score.interval ? `${digits(score.interval.low)} – ${digits(score.interval.high)}` : "–"}</td>
-      <td className="n">{score.reference ? digits(score.reference.mean) : "–"}</td>
-      <td className="n">{score.reference ? signed(score.reference.gap, score.unit) : "–"}</td>
+      <td className="n">{score.retrained === null ? "–" : digits(score.retrained)}</td>
+      <td className="n">{score.gap === null ? "–" : signed(score.gap, score.unit)}</td>
     </tr>
   );
 }

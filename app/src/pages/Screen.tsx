@@ -8,7 +8,7 @@ import { DIRECTIONS, measure, number, plural, signed, splitName } from "../forma
 import { useData } from "../api";
 import { NoRuns, WithRun, runPath } from "../context";
 import { address, change, useRoute } from "../route";
-import type { Charts, ProblemView, Screen as ScreenData, ScreenCell, TableCell, Verdict } from "../api-types";
+import type { Charts, ProblemView, Screen as ScreenData, ScreenCell, TableCell, VerdictLine } from "../api-types";
 import { Rankings } from "./Rankings";
 
 interface Col {
@@ -89,7 +89,7 @@ function Problem(props: { run: string; problem: ProblemView; picker: React.React
     () =>
       problem.rows.map((r) => {
         const said = problem.verdicts.filter((v) => v.label === r.label);
-        const count = (j: Verdict["judgement"]) => said.filter((v) => v.judgement === j).length;
+        const count = (j: VerdictLine["judgement"]) => said.filter((v) => v.judgement === j).length;
         const first = r.cells.find((c) => c && c.status !== "ok" && c.status !== "not measured");
         const empty = r.cells.every((c) => c === null || c.value === null);
         return {
@@ -133,11 +133,46 @@ function Problem(props: { run: string; problem: ProblemView; picker: React.React
         <Pareto columns={columns} rows={rows} />
         <Verdicts problem={problem} />
       </div>
+      <Claimed problem={problem} />
       <Rankings problem={problem} />
       <Wait of={charts} height={320}>
         {(found) => <ReportCharts charts={found} problem={problem.name} />}
       </Wait>
     </>
+  );
+}
+
+/** What makers claim, beside what the measurements let stand. */
+function Claimed(props: { problem: ProblemView }) {
+  const { claims } = props.problem;
+  if (!claims.length) return null;
+  return (
+    <Panel title="Claimed and found" caption="A claim is only ever lowered: what stands is the strongest one whose every requirement was met. The Attack page lists what supports and what breaks it.">
+      <div className="scroll" tabIndex={0} role="region" aria-label="claims, table">
+        <table className="plain">
+          <thead>
+            <tr>
+              <th scope="col">Method</th>
+              <th scope="col">Claimed</th>
+              <th scope="col">What stands</th>
+              <th scope="col">Residue</th>
+              <th scope="col">In words</th>
+            </tr>
+          </thead>
+          <tbody>
+            {claims.map((c) => (
+              <tr key={`${c.label}${c.claimed}`}>
+                <td>{c.label}</td>
+                <td>{c.claimed}</td>
+                <td className={c.standing === c.claimed ? "eq" : "ne"}>{c.standing}</td>
+                <td>{c.residue}</td>
+                <td className="muted">{c.sentence}</td>
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </div>
+    </Panel>
   );
 }
 

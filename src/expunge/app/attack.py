@@ -11,11 +11,12 @@ from expunge.app.compare import judged
 from expunge.app.examples import Chosen
 from expunge.app.examples import Evidence as Scalars
 from expunge.app.runs import Runs
+from expunge.app.views import RecordedScore
 from expunge.errors import ExpungeError, Missing
 from expunge.evidence import Evidence
 from expunge.metrics.base import Readings, Undefined
 from expunge.metrics.membership import STATISTICS, inquire
-from expunge.record import Record, Score
+from expunge.record import Record
 from expunge.report.tables import title_of
 from expunge.stats.separation import DELTA, epsilon_bound, privacy_score, worst_cut
 
@@ -45,8 +46,8 @@ class Attacker(Record):
     members_below: bool = Field(description="whether values below the threshold are called members")
     asked: Sample
     matched: Sample
-    auc: Score | None = Field(description="as recorded in scores.json")
-    efficacy: Score | None = Field(
+    auc: RecordedScore | None = Field(description="as recorded in scores.json")
+    efficacy: RecordedScore | None = Field(
         description="as recorded in scores.json: share of forget rows called non-members"
     )
 
@@ -205,8 +206,8 @@ def _attackers(
                 members_below=weight < 0,
                 asked=_sample("forget rows asked about", "members", asked[statistic]),
                 matched=_sample("matched non-members", "nonmembers", matched[statistic]),
-                auc=auc,
-                efficacy=efficacy,
+                auc=RecordedScore.of(auc),
+                efficacy=RecordedScore.of(efficacy),
             )
         )
     if not made and "attackers" not in missing:

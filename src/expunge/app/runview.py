@@ -13,12 +13,15 @@ from expunge.app.views import (
     Charts,
     ClaimLine,
     CurveScore,
+    Ends,
     PlanView,
+    Points,
     ProblemView,
     RunView,
     TableCell,
     TableColumn,
     TableRow,
+    VerdictLine,
 )
 from expunge.errors import ExpungeError, Missing
 from expunge.files import read_json
@@ -85,12 +88,11 @@ def _problem(
         counts=section.counts,
         columns=columns,
         rows=rows,
-        verdicts=section.verdicts,
+        verdicts=[VerdictLine.of(v) for v in section.verdicts],
         claims=_claims(scores, section.name),
         curves=_curves(mine),
         attacks=_attacks(mine),
         threats={m.name: m.threat for m in measures.values() if m.threat},
-        across=[a for a in scores.across if a.problem == section.name],
         models=[f"{j.label}@{j.seed}" for j in mine if j.status == "ok"],
         transcripts=_transcripts(runs, run, section.name),
     )
@@ -122,7 +124,9 @@ def _columns(
                     group=group,
                     low=c.low,
                     high=c.high,
-                    retrained=c.retrained,
+                    retrained=None
+                    if c.retrained is None
+                    else Ends(low=c.retrained.low, high=c.retrained.high),
                 )
             )
             for label, found in cells.items():
@@ -144,7 +148,8 @@ def _curves(judged: Sequence[Judged]) -> list[CurveScore]:
     return [
         CurveScore(
             label=j.label, seed=j.seed, metric=s.metric, title=title_of(s.metric), split=s.split, unit=s.unit, attack=s.attack,
-            value=s.value, budget=s.budget, curve=s.curve, controls=[] if s.reference is None else s.reference.curves,
+            value=s.value, budget=s.budget, curve=Points.of(s.curve),
+            controls=[Points.of(c) for c in (s.reference.curves if s.reference else ())],
         )
         for j in judged for s in j.scores if s.curve is not None
     ]  # fmt: skip
@@ -154,7 +159,8 @@ def _attacks(judged: Sequence[Judged]) -> list[AttackScore]:
     return [
         AttackScore(
             label=j.label, seed=j.seed, metric=s.metric, title=title_of(s.metric), split=s.split, unit=s.unit, value=s.value,
-            status=s.status, reason=s.reason, interval=s.interval, gap=None if s.reference is None else s.reference.gap, n=s.n,
+            status=s.status, reason=s.reason, interval=Ends.of(s.interval),
+            gap=None if s.reference is None else s.reference.gap, n=s.n,
             budget=s.budget,
         )
         for j in judged for s in j.scores if s.attack

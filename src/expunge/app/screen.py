@@ -18,7 +18,7 @@ from scipy import stats
 
 from expunge.app.runs import Runs
 from expunge.errors import ExpungeError, Missing
-from expunge.record import Direction, Record, Status
+from expunge.record import Record
 from expunge.report.content import MAIN
 from expunge.report.tables import title_of
 
@@ -35,7 +35,7 @@ class ScreenColumn(Record):
     split: str
     title: str
     unit: str
-    direction: Direction
+    direction: str
 
 
 class ScreenCell(Record):
@@ -48,7 +48,7 @@ class ScreenCell(Record):
     high: float | None = None
     gap: float | None = Field(default=None, description="mean minus mean of the retrained models")
     n: int | None = Field(default=None, description="seeds with a value")
-    status: Status | None = Field(default=None, description="where there is no value")
+    status: str | None = Field(default=None, description="where there is no value")
     reason: str | None = None
 
 
@@ -62,7 +62,7 @@ class ScreenRow(Record):
     method: str
     role: Role
     seeds: int
-    status: Status
+    status: str
     reason: str
     equal: int = Field(description="verdicts: no difference larger than the margin")
     different: int
@@ -199,7 +199,7 @@ def _made(
     high: float | None = None,
     gap: float | None = None,
     n: int | None = None,
-    status: Status | None = None,
+    status: str | None = None,
     reason: str | None = None,
 ) -> ScreenCell:
     """A cell that needs no check: there are tens of thousands."""

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from expunge.app.processes import State
-from expunge.record import Across, Curve, Direction, Interval, Record, Status, Verdict
-from expunge.report.tables import Role, Spread
+from expunge.record import Curve, Interval, Record, Score, Verdict
+from expunge.report.tables import Role
 
 
 class Session(Record):
@@ -40,6 +40,74 @@ class RunList(Record):
     runs: list[RunLine]
 
 
+class Ends(Record):
+    """The ends of an interval."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, interval: Interval | None) -> Ends | None:
+        """Those of a recorded interval."""
+        return None if interval is None else cls(low=interval.low, high=interval.high)
+
+
+class Points(Record):
+    """A curve."""
+
+    over: str = Field(description="what is spent, with its unit")
+    at: list[float]
+    values: list[float | None] = Field(description="None where undefined")
+
+    @classmethod
+    def of(cls, curve: Curve) -> Points:
+        """Those of a recorded curve."""
+        return cls(over=curve.over, at=curve.at, values=curve.values)
+
+
+class RecordedScore(Record):
+    """A score as scores.json has it."""
+
+    metric: str
+    unit: str
+    value: float | None
+    status: str
+    reason: str
+    interval: Ends | None
+    retrained: float | None = Field(description="mean of the retrained models")
+    gap: float | None
+
+    @classmethod
+    def of(cls, score: Score | None) -> RecordedScore | None:
+        """What a page shows of a score."""
+        if score is None:
+            return None
+        reference = score.reference
+        return cls(
+            metric=score.metric, unit=score.unit, value=score.value, status=score.status, reason=score.reason,
+            interval=Ends.of(score.interval), retrained=None if reference is None else reference.mean,
+            gap=None if reference is None else reference.gap,
+        )  # fmt: skip
+
+
+class VerdictLine(Record):
+    """A judgement over seeds."""
+
+    label: str
+    metric: str
+    split: str
+    judgement: Literal["no larger difference", "different", "undecided"]
+    margin: float
+    difference: float | None
+    more_seeds: int | None
+    sentence: str
+
+    @classmethod
+    def of(cls, verdict: Verdict) -> VerdictLine:
+        """What a page shows of a verdict."""
+        return cls(**{k: getattr(verdict, k) for k in cls.model_fields})
+
+
 class TableCell(Record):
     """A method's value in a column."""
 
@@ -61,12 +129,12 @@ class TableColumn(Record):
     split: str
     title: str
     unit: str
-    direction: Direction
+    direction: str
     definition: str
     group: Literal["results", "further", "across", "attacks", "costs"]
     low: float | None
     high: float | None
-    retrained: Spread | None
+    retrained: Ends | None = Field(description="smallest and largest value of the retrained models")
 
 
 class TableRow(Record):
@@ -94,8 +162,8 @@ class CurveScore(Record):
     attack: bool
     value: float | None
     budget: dict[str, float]
-    curve: Curve
-    controls: list[Curve] = Field(description="the retrained models' curves")
+    curve: Points
+    controls: list[Points] = Field(description="the retrained models' curves")
 
 
 class AttackScore(Record):
@@ -108,9 +176,9 @@ class AttackScore(Record):
     split: str
     unit: str
     value: float | None
-    status: Status
+    status: str
     reason: str
-    interval: Interval | None
+    interval: Ends | None
     gap: float | None
     n: int | None
     budget: dict[str, float]
@@ -140,12 +208,11 @@ class ProblemView(Record):
     counts: dict[str, int]
     columns: list[TableColumn]
     rows: list[TableRow]
-    verdicts: list[Verdict]
+    verdicts: list[VerdictLine]
     claims: list[ClaimLine]
     curves: list[CurveScore]
     attacks: list[AttackScore]
     threats: dict[str, str] = Field(description="by metric: what the attacker has and knows")
-    across: list[Across]
     models: list[str] = Field(description="label@seed of every model that was made")
     transcripts: dict[str, list[str]] = Field(description="by label@seed: attacks that kept transcripts")
 
