@@ -348,6 +348,19 @@ export interface Progress {
   output: string;
 }
 
+export interface RankingView {
+  /** metric@split of what was ranked on */
+  measures: string[];
+  /** what the intervals are over; empty where nothing could be resampled */
+  resampled: string;
+  standings: StandingLine[];
+  /** methods that are not ranked, with the reason */
+  excluded: Record<string, string>;
+  /** methods within the critical difference of one another */
+  alike: string[][];
+  notes: string[];
+}
+
 export interface RecordedScore {
   metric: string;
   unit: string;
@@ -488,6 +501,24 @@ export interface Session {
   /** whether the extra for UMAP is installed */
   umap: boolean;
   ledger: boolean;
+}
+
+export interface StandingLine {
+  label: string;
+  /** retraining: the yardstick, no competitor */
+  reference: boolean;
+  /** by the Borda count, from 1; ties averaged */
+  rank: number;
+  /** of the rank, over resampled seeds */
+  interval: Ends | null;
+  /** share of the resamples in which it is alone on rank 1 */
+  first: number | null;
+  /** of its comparisons, the share won; a tie is one half */
+  share: number;
+  /** best and worst rank over all Kemeny orders */
+  kemeny: Ends;
+  /** Plackett and Luce's log-strength; mean 0 over methods */
+  strength: number | null;
 }
 
 export interface Start {

@@ -328,6 +328,26 @@ def test_export_is_the_whole_split(client: TestClient, runs: Path) -> None:
     assert pq.read_table(io.BytesIO(content)).num_rows == 400
 
 
+def test_ranking_is_that_of_compare(client: TestClient, runs: Path) -> None:
+    from expunge.studies.comparison import compare_scores
+
+    scores = ScoreFile.read(runs / "small" / "scores.json")
+    mine = scores.model_copy(
+        update={
+            "problems": [p for p in scores.problems if p["name"] == "digits"],
+            "judged": [j for j in scores.judged if j.problem == "digits"],
+        }
+    )
+    task = compare_scores(mine, resamples=100).task
+    assert task is not None
+    found = _get(client, "/api/runs/small/ranking", problem="digits")
+    assert [(s["label"], s["rank"], s["share"]) for s in found["standings"]] == [
+        (s.label, s.rank, s.share) for s in task.standings
+    ]
+    assert all(s["interval"]["low"] <= s["rank"] <= s["interval"]["high"] for s in found["standings"])
+    assert client.get("/api/runs/small/ranking", params={"problem": "none"}).status_code == 404
+
+
 def test_charts_are_the_reports(client: TestClient) -> None:
     drawn = _get(client, "/api/runs/small/charts")["problems"]["digits"]
     assert {"utility", "membership", "losses", "costs"} <= set(drawn)

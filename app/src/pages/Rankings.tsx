@@ -1,79 +1,93 @@
-// Orders of the methods, measure by measure: who is nearest to retraining, and how often that is not certain.
-import { useMemo } from "react";
-import { Panel } from "../parts/basics";
-import { splitName } from "../format";
-import type { ProblemView } from "../api-types";
+// Where the methods stand, by the rankings of `expunge compare`, with intervals.
+import { Note, Panel, Wait } from "../parts/basics";
+import { number, plural, splitName } from "../format";
+import { query, useData } from "../api";
+import { runPath } from "../context";
+import type { ProblemView, RankingView, StandingLine } from "../api-types";
 
-interface Standing {
-  label: string;
-  ranks: (number | null)[];
-  ties: number;
-  mean: number | null;
+export function Rankings(props: { run: string; problem: ProblemView }) {
+  const found = useData<RankingView>(query(runPath(props.run, "/ranking"), { problem: props.problem.name }));
+  return (
+    <Wait of={found} height={160}>
+      {(ranking) => <Shown ranking={ranking} problem={props.problem} />}
+    </Wait>
+  );
 }
 
-/** Ranks by distance from retraining within each judged property; methods that the intervals do not separate from the best are counted. */
-export function standings(problem: ProblemView): { columns: string[]; rows: Standing[] } {
-  const judged = new Set(problem.verdicts.map((v) => `${v.metric}|${v.split}`));
-  const places = problem.columns.map((c, i) => [c, i] as const).filter(([c]) => judged.has(`${c.metric}|${c.split}`));
-  const methods = problem.rows.filter((r) => r.role === "unlearned");
-  const rows = methods.map((r) => ({ label: r.label, ranks: [] as (number | null)[], ties: 0, mean: null as number | null }));
-  for (const [, i] of places) {
-    const gaps = methods.map((r) => (r.cells[i]?.gap === null || r.cells[i]?.gap === undefined ? null : Math.abs(r.cells[i].gap as number)));
-    const known = gaps.filter((g): g is number => g !== null).sort((a, b) => a - b);
-    const best = gaps.indexOf(known[0]);
-    rows.forEach((row, m) => {
-      const gap = gaps[m];
-      row.ranks.push(gap === null ? null : 1 + known.filter((g) => g < gap).length);
-      if (gap !== null && m !== best && overlap(methods[m].cells[i], methods[best]?.cells[i])) row.ties++;
-    });
-  }
-  for (const row of rows) {
-    const ranks = row.ranks.filter((r): r is number => r !== null);
-    row.mean = ranks.length ? ranks.reduce((s, r) => s + r, 0) / ranks.length : null;
-  }
-  rows.sort((a, b) => (a.mean ?? Infinity) - (b.mean ?? Infinity));
-  return { columns: places.map(([c]) => `${c.title}, ${splitName(c.split)}`), rows };
-}
-
-function overlap(a: ProblemView["rows"][0]["cells"][0], b: ProblemView["rows"][0]["cells"][0] | undefined): boolean {
-  if (!a || !b || a.low === null || a.high === null || b.low === null || b.high === null) return false;
-  return a.low <= b.high && b.low <= a.high;
-}
-
-export function Rankings(props: { problem: ProblemView }) {
-  const { columns, rows } = useMemo(() => standings(props.problem), [props.problem]);
-  if (rows.length < 2 || !columns.length) return null;
+function Shown(props: { ranking: RankingView; problem: ProblemView }) {
+  const { ranking, problem } = props;
+  const titles = new Map(problem.columns.map((c) => [`${c.metric}@${c.split}`, `${c.title}, ${splitName(c.split)}`]));
+  const left = Object.entries(ranking.excluded);
   return (
     <Panel
-      title="Rankings by distance from retraining"
-      caption="Rank 1 is nearest to the mean of the retrained models. A mean of ranks hides by how much, and whether it is certain: the last column counts the properties in which the method's interval over seeds overlaps that of the nearest."
+      title="Rankings"
+      caption={`On ${plural(ranking.measures.length, "measure")}: ${ranking.measures.map((m) => titles.get(m) ?? m.replace("@", ", ")).join("; ")}. ${ranking.resampled ? `Intervals are over resampled ${ranking.resampled}: where they overlap, the order is not certain.` : "Nothing could be resampled, so there are no intervals."}`}
     >
-      <div className="scroll" tabIndex={0} role="region" aria-label="rankings, table">
-        <table className="plain">
-          <thead>
-            <tr>
-              <th scope="col">Method</th>
-              {columns.map((c) => (
-                <th key={c} scope="col" className="n">{c}</th>
-              ))}
-              <th scope="col" className="n">Mean rank</th>
-              <th scope="col" className="n">Not separated</th>
-            </tr>
-          </thead>
-          <tbody>
-            {rows.map((r) => (
-              <tr key={r.label}>
-                <td>{r.label}</td>
-                {r.ranks.map((rank, i) => (
-                  <td key={columns[i]} className="n">{rank ?? "–"}</td>
-                ))}
-                <td className="n">{r.mean === null ? "–" : r.mean.toFixed(1)}</td>
-                <td className="n">{r.ties} of {columns.length}</td>
+      {ranking.standings.length ? (
+        <div className="scroll" tabIndex={0} role="region" aria-label="rankings, table">
+          <table className="plain">
+            <thead>
+              <tr>
+                <th scope="col">Method</th>
+                <th scope="col" className="n" title="by the Borda count">Rank</th>
+                <th scope="col">95 % interval of the rank</th>
+                <th scope="col" className="n" title="share of the resamples in which it is alone on rank 1">Alone first</th>
+                <th scope="col" className="n" title="of its comparisons on all measures; a tie is one half">Won</th>
+                <th scope="col" className="n" title="best and worst rank over all orders with the fewest disagreements">Kemeny</th>
+                <th scope="col" className="n" title="log-strength; mean 0 over methods">Plackett–Luce</th>
               </tr>
-            ))}
-          </tbody>
-        </table>
-      </div>
+            </thead>
+            <tbody>
+              {ranking.standings.map((s) => (
+                <tr key={s.label} className={s.reference ? "muted" : ""}>
+                  <td>
+                    {s.label}
+                    {s.reference && <span className="small"> (yardstick)</span>}
+                  </td>
+                  <td className="n">{number(s.rank, 3)}</td>
+                  <td>
+                    <Span standing={s} of={ranking.standings.length} />
+                  </td>
+                  <td className="n">{s.first === null ? "–" : `${Math.round(100 * s.first)} %`}</td>
+                  <td className="n">{Math.round(100 * s.share)} %</td>
+                  <td className="n">{s.kemeny.low === s.kemeny.high ? s.kemeny.low : `${s.kemeny.low}–${s.kemeny.high}`}</td>
+                  <td className="n">{s.strength === null ? "–" : number(s.strength, 2)}</td>
+                </tr>
+              ))}
+            </tbody>
+          </table>
+        </div>
+      ) : (
+        <Note>There is nothing to rank.</Note>
+      )}
+      {ranking.alike.length > 0 && <p className="small">Within the critical difference of one another: {ranking.alike.map((a) => a.join(", ")).join("; ")}.</p>}
+      {ranking.notes.map((n) => (
+        <p key={n} className="small muted">
+          {n}
+        </p>
+      ))}
+      {left.map(([label, reason]) => (
+        <p key={label} className="small muted">
+          Not ranked: {label}, {reason}.
+        </p>
+      ))}
     </Panel>
+  );
+}
+
+function Span(props: { standing: StandingLine; of: number }) {
+  const { standing, of } = props;
+  if (!standing.interval) return <>–</>;
+  const { low, high } = standing.interval;
+  const x = (rank: number) => 6 + ((rank - 1) / Math.max(1, of - 1)) * 128;
+  return (
+    <span className="row" style={{ gap: "0.6rem" }}>
+      <svg width={140} height={14} aria-hidden="true">
+        <line x1={6} x2={134} y1={7} y2={7} stroke="var(--rule)" />
+        <line x1={x(low)} x2={x(high)} y1={7} y2={7} stroke={standing.reference ? "var(--retrained)" : "var(--unlearned)"} strokeWidth={3} />
+        <circle cx={x(standing.rank)} cy={7} r={4} fill={standing.reference ? "var(--retrained)" : "var(--unlearned)"} />
+      </svg>
+      {number(low, 3)}–{number(high, 3)}
+    </span>
   );
 }

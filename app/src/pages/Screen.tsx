@@ -134,7 +134,7 @@ function Problem(props: { run: string; problem: ProblemView; picker: React.React
         <Verdicts problem={problem} />
       </div>
       <Claimed problem={problem} />
-      <Rankings problem={problem} />
+      <Rankings run={run} problem={problem} />
       <Wait of={charts} height={320}>
         {(found) => <ReportCharts charts={found} problem={problem.name} />}
       </Wait>

@@ -17,6 +17,7 @@ from expunge.app.assets import palette_css, theme_json
 from expunge.app.examples import Chosen
 from expunge.app.ledger import LedgerPlace, ledger_view
 from expunge.app.processes import Processes
+from expunge.app.ranking import ranking_view
 from expunge.app.runs import Runs
 from expunge.app.runview import FILES, charts, run_view
 from expunge.app.server import STATIC, run_list
@@ -136,6 +137,7 @@ def _problem(
     runs: Runs, run: str, base: str, problem: ProblemView
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
     name = problem.name
+    yield address(f"{base}/ranking", problem=name), lambda: ranking_view(runs, run, name)
     yield (
         address(f"{base}/forget-set", problem=name, limit=PAGE),
         lambda: contents.forget_set(runs, run, name, revealed=False, offset=0, limit=PAGE),

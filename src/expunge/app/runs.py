@@ -105,8 +105,14 @@ class Runs:
     def report(self, run: str) -> Report:
         """The tables of a run's report."""
         return self.kept(
-            self.file(run, "scores.json"), lambda path: compose(read_run_folder(path.parent)), "report"
+            self.file(run, "scores.json"),
+            lambda path: compose(read_run_folder(path.parent, self._command(run))),
+            "report",
         )
+
+    def _command(self, run: str) -> str:
+        """What runs a study again, from the folder above that of the runs; empty where there was none."""
+        return f"expunge run {self.root.name}/{run}/run.yaml" if self.study(run) else ""
 
     def study(self, run: str) -> dict[str, Any]:
         """`run.yaml` of a run; empty where there is none, as of an audit."""

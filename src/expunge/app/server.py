@@ -28,6 +28,7 @@ from expunge.app.examples import Chosen
 from expunge.app.gate import DOCUMENT_POLICY, Gate
 from expunge.app.ledger import LedgerPlace, LedgerView, ledger_view
 from expunge.app.processes import Processes, Progress
+from expunge.app.ranking import RankingView, ranking_view
 from expunge.app.runs import Runs
 from expunge.app.runview import FILES, charts, plan_view, run_view
 from expunge.app.views import (
@@ -210,6 +211,10 @@ def _runs(app: FastAPI, runs: Runs, gate: Gate, place: LedgerPlace) -> None:
     @app.get("/api/runs/{run}/charts", response_model=Charts)
     def _charts(run: str) -> Response:
         return _json(charts(runs, run))
+
+    @app.get("/api/runs/{run}/ranking", response_model=RankingView)
+    def _ranking(run: str, problem: str) -> Response:
+        return _json(ranking_view(runs, run, problem))
 
     @app.get("/api/runs/{run}/progress", response_model=Progress)
     def _progress(run: str) -> Response:
