@@ -30,7 +30,7 @@ def _metrics() -> list[tuple[str, Metric]]:
 
 
 def _fits(cls: type[Method], family: str) -> bool:
-    return family in cls.families if cls.families is not None else FAMILIES[family].likelihood != "none"
+    return cls.fits(FAMILIES[family])
 
 
 def _needs(cls: type[Method]) -> str:

@@ -64,7 +64,7 @@ def test_refusing_adapters_are_taken_off(problem: Problem) -> None:
     model = refusing(problem)
     before = known(problem, model)
     full = known(problem, problem.target)
-    assert before < 0.5 * full
+    assert before < 0.7 * full
     found = scores(problem, model)
     assert found == {"knowledge": pytest.approx(full), "gain": pytest.approx(full - before), "parts": 1.0}
 

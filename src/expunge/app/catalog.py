@@ -43,14 +43,14 @@ class Catalog(Record):
 
 def catalog() -> Catalog:
     """The choices of this installation."""
-    fitting = sorted(n for n, f in FAMILIES.items() if f.likelihood != "none")
+    families = sorted(FAMILIES.items())
     return Catalog(
         methods=[
-            _choice(name, m, sorted(m.families or fitting), m.paper, m.guarantee)
+            _choice(name, m, [n for n, f in families if m.fits(f)], m.paper, m.guarantee)
             for name, m in METHODS.items()
         ],
         attacks=[
-            _choice(name, a, sorted(a.families or FAMILIES), a.paper, a.threat_model)
+            _choice(name, a, [n for n, f in families if a.fits(f)], a.paper, a.threat_model)
             for name, a in ATTACKS.items()
         ],
         benchmarks=[_choice(name, b, [b.family], b.source, b.license) for name, b in BENCHMARKS.items()],

@@ -55,6 +55,7 @@ class ActivationPatching(Attack):
         "weights of the attacked model and of the target before forgetting; for the UDS a retrained model too"
     )
     access = "weights"
+    families = frozenset({"classifier", "regressor", "causal_lm"})
     needs = frozenset({"retain"})
     compares = True
     measures = (

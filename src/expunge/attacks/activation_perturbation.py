@@ -51,6 +51,7 @@ class ActivationPerturbation(Attack):
     paper = "Chen et al., 2025, arXiv:2505.23270 (in its spirit); Seyitoğlu et al., 2024, arXiv:2411.02631 (anonymized)"
     threat_model = "weights, run with hooks; questions with the names in them, and half of the answers to choose a setting by"
     access = "weights"
+    families = frozenset({"classifier", "regressor", "causal_lm"})
     measures = tuple(
         Measure(
             f"activation-perturbation-{name}",

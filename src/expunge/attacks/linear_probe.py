@@ -12,7 +12,6 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from expunge.attacks.base import Attack, Measure, Scene
-from expunge.attacks.knowledge import KNOWLEDGE
 from expunge.attacks.states import BEFORE_HEAD, States, answers, hidden_layers, hidden_states
 from expunge.attacks.tampering import MARGIN, require_finite, some_rows
 from expunge.families import Batch, Family
@@ -54,7 +53,7 @@ class LinearProbe(Attack):
     threat_model = "weights (hidden states); retained rows and half of the forgotten rows with their answers, and no training"
     access = "weights"
     needs = frozenset({"retain"})
-    families = frozenset(KNOWLEDGE)
+    families = frozenset({"classifier", "regressor", "causal_lm"})
     measures = (
         Measure(
             "linear-probe-accuracy",
