@@ -31,6 +31,7 @@ class DirectionAblation(Tampering):
     """
 
     name = "direction-ablation"
+    families = frozenset({"classifier", "regressor", "causal_lm"})
     paper = "Arditi et al., NeurIPS 2024, arXiv:2406.11717; on unlearned models: Lucki et al., 2024, arXiv:2409.18025"
     threat_model = "weights or activations at inference; the forgotten prompts without answers, and retained rows; no training"
     over = "layer of the direction"

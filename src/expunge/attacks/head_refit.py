@@ -29,6 +29,7 @@ class HeadRefit(Tampering):
     """
 
     name = "head-refit"
+    families = frozenset({"classifier", "regressor", "causal_lm"})
     paper = (
         "Kirichenko et al., ICLR 2023, arXiv:2204.02937 (last-layer re-training); a read-out of what the weights hold, as "
         "in Golatkar et al., CVPR 2020, arXiv:1911.04933"
