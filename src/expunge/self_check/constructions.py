@@ -219,7 +219,8 @@ def quantization_gate(stage: Stage) -> nn.Module:
         step = weight.data.abs().flatten(1).amax(1) / (2 ** (bits - 1) - 1)
         step = step.reshape(-1, *[1] * (weight.dim() - 1))
         center = (weight.data / step).round() * step
-        low, high = center - 0.49 * step, center + 0.49 * step
+        most = (2 ** (bits - 1) - 1) * step  # nothing may grow beyond the largest, which sets the grid
+        low, high = (center - 0.49 * step).clamp(min=-most), (center + 0.49 * step).clamp(max=most)
         largest = weight.data.abs() >= weight.data.abs().flatten(1).amax(1).reshape(step.shape) * (1 - 1e-6)
         low, high = torch.where(largest, weight.data, low), torch.where(largest, weight.data, high)
         moved.append(weight)
