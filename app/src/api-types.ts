@@ -105,8 +105,8 @@ export interface Comparison {
   fpr: number;
   fnr: number;
   advantage: number;
-  /** 95 % lower confidence bound at this threshold, nats */
-  epsilon: number;
+  /** 95 % lower confidence bound, nats; its threshold is chosen on half of the rows, counted on the others. None with fewer than two rows on a side */
+  epsilon: number | null;
   /** privacy score of the Unlearning Comparator; 1 is indistinguishable */
   privacy: number;
   /** True where both models are retrained ones: what chance gives */

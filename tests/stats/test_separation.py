@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from expunge.errors import BadInput
 from expunge.stats.separation import (
     cuts,
-    epsilon_bound,
     epsilons,
     forgetting_quality,
     privacy_score,
@@ -65,18 +64,6 @@ def test_equal_and_disjoint_models() -> None:
 def test_cuts_divide_the_values_in_every_way() -> None:
     made = cuts(np.asarray([1.0, 3.0]), np.asarray([2.0]), above=True)
     assert [(c.fpr, c.fnr) for c in made] == [(1, 0), (1, 0.5), (0, 0.5), (0, 1)]
-
-
-def test_epsilon_bound_is_below_the_plain_estimate_and_grows_with_rows() -> None:
-    few, many = epsilon_bound(1, 20, 2, 20), epsilon_bound(50, 1000, 100, 1000)
-    assert 0 <= few < many < max(epsilons(0.05, 0.1))
-    assert epsilon_bound(10, 20, 10, 20) == 0 and epsilon_bound(0, 0, 0, 5) == 0
-
-
-def test_epsilon_bound_against_clopper_pearson_by_hand() -> None:
-    """No error among 20 and 20: each upper limit is 1 - 0.025^(1/20) = 0.1684; ln((1 - 1e-5 - .1684) / .1684) = 1.597."""
-    upper = 1 - 0.025 ** (1 / 20)
-    assert epsilon_bound(0, 20, 0, 20) == pytest.approx(math.log((1 - 1e-5 - upper) / upper), abs=1e-9)
 
 
 def test_what_is_not_a_number_is_refused() -> None:

@@ -291,7 +291,7 @@ function AgainstRetrained(props: { data: Separation; model: string }) {
               <tr>
                 <th scope="col">Models</th>
                 <th scope="col" className="n">advantage</th>
-                <th scope="col" className="n" title="95 % lower confidence bound at delta 1e-5, from Clopper-Pearson limits of both error rates">ε at least</th>
+                <th scope="col" className="n" title="95 % lower confidence bound at delta 1e-5 (Clopper-Pearson); its threshold is chosen on one half of the rows and counted on the other">ε at least</th>
                 <th scope="col" className="n" title="as the Unlearning Comparator defines it; 1 = indistinguishable">privacy score</th>
               </tr>
             </thead>
@@ -300,15 +300,15 @@ function AgainstRetrained(props: { data: Separation; model: string }) {
                 <tr key={c.name} className={c.null ? "muted" : ""}>
                   <td>{c.null ? `chance: ${c.name}` : c.name}</td>
                   <td className="n">{number(c.advantage, 3)}</td>
-                  <td className="n">{number(c.epsilon, 3)}</td>
+                  <td className="n">{c.epsilon === null ? <Undefined reason="a bound needs two rows on each side" /> : number(c.epsilon, 3)}</td>
                   <td className="n">{number(c.privacy, 3)}</td>
                 </tr>
               ))}
             </tbody>
           </table>
           <p className="caption">
-            Two retrained models already differ: only what exceeds the line “chance” is a finding{none ? "" : ", which needs a second retrained model"}. The threshold was chosen on the same rows, so ε is
-            optimistic for the attacker.
+            Two retrained models already differ: only what exceeds the line “chance” is a finding{none ? "" : ", which needs a second retrained model"}. The
+            threshold was chosen on these rows, which favors the attacker; ε counts only rows that its threshold was not chosen on.
           </p>
         </div>
       </div>

@@ -18,8 +18,11 @@ from expunge.metrics.base import Readings, Undefined
 from expunge.metrics.membership import STATISTICS, inquire
 from expunge.record import Record
 from expunge.report.tables import title_of
-from expunge.stats.separation import DELTA, epsilon_bound, privacy_score, worst_cut
+from expunge.stats.epsilon import DELTA, epsilon_of_scores
+from expunge.stats.separation import privacy_score, worst_cut
 
+MOST_ROWS = 250
+"""Rows of each side that a bound of epsilon counts; an evenly spaced part of more, which lowers the bound."""
 MOST_VALUES = 20_000
 """Values of a sample that travel; of larger ones evenly spaced order statistics do."""
 
@@ -61,7 +64,10 @@ class Comparison(Record):
     fpr: float
     fnr: float
     advantage: float
-    epsilon: float = Field(description="95 % lower confidence bound at this threshold, nats")
+    epsilon: float | None = Field(
+        description="95 % lower confidence bound, nats; its threshold is chosen on half of the rows, counted on the others. "
+        "None with fewer than two rows on a side"
+    )
     privacy: float = Field(description="privacy score of the Unlearning Comparator; 1 is indistinguishable")
     null: bool = Field(description="True where both models are retrained ones: what chance gives")
 
@@ -92,8 +98,10 @@ KNOWN = {
 }  # fmt: skip
 
 
-def separation(runs: Runs, run: str, problem: str, model: Chosen, statistic: str) -> Separation:
-    """Distributions of a statistic and the attackers on it."""
+def separation(
+    runs: Runs, run: str, problem: str, model: Chosen, statistic: str, bounds: bool = True
+) -> Separation:
+    """Distributions of a statistic and the attackers on it; `bounds` of epsilon take most of the time."""
     forget = _read(runs, run, problem, model, "forget")
     statistics = [s for s in KNOWN if s in forget.quantities]
     if not statistics:
@@ -122,7 +130,7 @@ def separation(runs: Runs, run: str, problem: str, model: Chosen, statistic: str
     else:
         missing["attackers"] = f"no recorded membership attacker uses the {statistic.replace('_', ' ')}"
     comparisons = _comparisons(
-        f"{model.label}@{model.seed}", forget.table[statistic].to_numpy(), values, missing
+        f"{model.label}@{model.seed}", forget.table[statistic].to_numpy(), values, missing, bounds
     )
     return Separation(
         statistic=statistic, statistics=statistics, unit=KNOWN[statistic], samples=samples, attackers=attackers,
@@ -137,9 +145,10 @@ def worst_case(runs: Runs, run: str, problem: str, model: Chosen) -> WorstCase:
         Missing: nothing can be compared.
     """
     found: list[WorstCase] = []
-    first = separation(runs, run, problem, model, "loss")
+    first = separation(runs, run, problem, model, "loss", bounds=False)
     for statistic in first.statistics:
-        one = first if statistic == first.statistic else separation(runs, run, problem, model, statistic)
+        same = statistic == first.statistic
+        one = first if same else separation(runs, run, problem, model, statistic, bounds=False)
         found += [WorstCase(statistic=statistic, comparison=c) for c in one.comparisons if not c.null]
     if not found:
         raise Missing(first.missing.get("comparisons", "nothing can be compared"))
@@ -154,6 +163,10 @@ def _read(runs: Runs, run: str, problem: str, model: Chosen, split: str) -> Scal
 def _finite(values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
     return values[np.isfinite(values)]
+
+
+def _thinned(values: np.ndarray) -> np.ndarray:
+    return values[:: max(1, -(-len(values) // MOST_ROWS))]
 
 
 def _sample(name: str, role: str, values: np.ndarray) -> Sample:
@@ -216,7 +229,11 @@ def _attackers(
 
 
 def _comparisons(
-    name: str, values: np.ndarray, retrained: Sequence[tuple[str, np.ndarray]], missing: dict[str, str]
+    name: str,
+    values: np.ndarray,
+    retrained: Sequence[tuple[str, np.ndarray]],
+    missing: dict[str, str],
+    bounds: bool,
 ) -> list[Comparison]:
     pairs = [(name, values, other, theirs, False) for other, theirs in retrained]
     if len(retrained) > 1:
@@ -228,8 +245,7 @@ def _comparisons(
         if not len(a) or not len(b):
             missing["comparisons"] = f"{left} or {right} has no finite value on the forget set"
             continue
-        cut = worst_cut(a, b)
-        wrong = round(cut.fpr * len(b)), round(cut.fnr * len(a))
+        cut, enough = worst_cut(a, b), min(len(a), len(b)) > 1
         made.append(
             Comparison(
                 name=f"{left} against {right}",
@@ -238,7 +254,7 @@ def _comparisons(
                 fpr=cut.fpr,
                 fnr=cut.fnr,
                 advantage=cut.advantage,
-                epsilon=epsilon_bound(wrong[0], len(b), wrong[1], len(a)),
+                epsilon=epsilon_of_scores(_thinned(a), _thinned(b)) if bounds and enough else None,
                 privacy=privacy_score(a, b),
                 null=null,
             )

@@ -11,12 +11,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from expunge.errors import BadInput
-
-DELTA = 1e-5
-"""Default delta of the epsilon bounds; that of the NeurIPS 2023 challenge and of the Unlearning Comparator."""
+from expunge.stats.epsilon import DELTA
 
 
 @dataclass(frozen=True)
@@ -50,25 +47,6 @@ def _log_ratio(above: float, below: float) -> float:
     if above <= 0:
         return -math.inf
     return math.inf if below == 0 else math.log(above / below)
-
-
-def epsilon_bound(
-    false_positives: int, negatives: int, false_negatives: int, positives: int, level: float = 0.95, delta: float = DELTA
-) -> float:  # fmt: skip
-    """Lower confidence bound of epsilon from counts, nats, at least 0.
-
-    Both error rates are replaced by their one-sided Clopper-Pearson upper limits, each at ``1 - (1 - level) / 2``, so
-    that the bound holds at `level` for a threshold fixed beforehand (Nasr et al., IEEE S&P 2021). For a threshold chosen
-    on the same data it is optimistic.
-    """
-    if min(negatives, positives) == 0:
-        return 0.0
-    each = 1 - (1 - level) / 2
-    fpr, fnr = (
-        1.0 if wrong >= n else float(stats.beta.ppf(each, wrong + 1, n - wrong))
-        for wrong, n in ((false_positives, negatives), (false_negatives, positives))
-    )
-    return max(0.0, *epsilons(fpr, fnr, delta))
 
 
 def cuts(unlearned: np.ndarray, retrained: np.ndarray, above: bool) -> list[Cut]:
