@@ -99,7 +99,11 @@ def serve(runs_dir: Path, host: str, port: int, announce: Callable[[str], None] 
     catalog()  # imports every method, metric and attack now, and not when the first page asks
     vega_bundle()
     runs = Runs(runs_dir)
-    threading.Thread(target=screen.screen, args=(runs,), daemon=True).start()  # a thousand runs take a while
+    ahead = threading.Timer(
+        2.0, screen.screen, args=(runs,)
+    )  # a thousand runs take a while; the first page goes first
+    ahead.daemon = True
+    ahead.start()
     listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     with listening:
         port = listening.getsockname()[1]
