@@ -159,7 +159,8 @@ def test_written_it_is_read_by_peft(problem: Problem, tmp_path: Path) -> None:
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "hub/base" and config["r"] == 2 and config["lora_alpha"] == 5
     read = peft.PeftModel.from_pretrained(clone(problem.target), str(tmp_path / "adapter"))  # pyright: ignore
-    torch.testing.assert_close(predictions(problem, read.merge_and_unload()), on, rtol=1e-5, atol=1e-5)  # pyright: ignore
+    # Merged in another order than it was called in; how far that shows differs between processors.
+    torch.testing.assert_close(predictions(problem, read.merge_and_unload()), on, rtol=1e-4, atol=1e-4)  # pyright: ignore
 
 
 @pytest.mark.parametrize("name", ["language", "vit"])
