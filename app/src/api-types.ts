@@ -438,17 +438,17 @@ export interface Screen {
 }
 
 export interface ScreenCell {
-  value: number | null;
+  value?: number;
   /** 95 % interval of the mean over seeds, or over examples of one seed */
-  low: number | null;
-  high: number | null;
+  low?: number;
+  high?: number;
   /** mean minus mean of the retrained models */
-  gap: number | null;
+  gap?: number;
   /** seeds with a value */
-  n: number | null;
+  n?: number;
   /** where there is no value */
-  status: string | null;
-  reason: string | null;
+  status?: string;
+  reason?: string;
 }
 
 export interface ScreenColumn {

@@ -20,11 +20,12 @@ export interface Chosen {
 export function WithRun(props: { children: (chosen: Chosen, picker: ReactNode) => ReactNode; title: string }) {
   const { params } = useRoute();
   const list = useData<RunList>("/api/runs");
-  const names = (list.data?.runs ?? []).filter((r) => r.state !== "running" || r.report).map((r) => r.name);
+  const known = list.data?.runs.filter((r) => r.state !== "running" || r.report).map((r) => r.name);
+  const names = known ?? (params.run ? [params.run] : []); // a run that is named opens before the list is there
   const run = params.run && names.includes(params.run) ? params.run : (names[0] ?? "");
   const view = useData<RunView>(run ? runPath(run) : undefined);
   if (list.error) return <Note wrong>{list.error}</Note>;
-  if (!list.data) return <Loading />;
+  if (!list.data && !view.data) return <Loading />;
   if (!names.length) return <NoRuns />;
   const picker = (
     <Choice label="Run" value={run} options={names} onChange={(r) => change({ run: r, problem: "", a: "", b: "", model: "" }, false)} />

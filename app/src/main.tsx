@@ -2,10 +2,10 @@ import { StrictMode, useEffect, useState } from "react";
 import { createRoot } from "react-dom/client";
 import "./theme.css";
 import type { Session } from "./api-types";
-import { session } from "./api";
-import { SessionContext } from "./context";
+import { ask, session } from "./api";
+import { SessionContext, runPath } from "./context";
 import { Loading, Note } from "./parts/basics";
-import { type Params, address, useRoute } from "./route";
+import { type Params, address, parse, useRoute } from "./route";
 import { Attack } from "./pages/Attack";
 import { Build } from "./pages/Build";
 import { Contrast } from "./pages/Contrast";
@@ -91,6 +91,13 @@ function App() {
       </main>
     </SessionContext.Provider>
   );
+}
+
+// What the first view asks for is asked for before the view is there; it finds the answer under way.
+{
+  const { page, params } = parse(location.hash);
+  const first = page === "screen" && params.scope === "all" ? ["/api/screen"] : ["/api/runs", ...(params.run ? [runPath(params.run)] : [])];
+  for (const path of page === "build" || page === "ledger" ? [] : first) ask(path).catch(() => undefined);
 }
 
 createRoot(document.getElementById("root") as HTMLElement).render(

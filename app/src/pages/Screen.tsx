@@ -1,5 +1,5 @@
 // All models in one table, and the same as a plane of two of its columns.
-import { useMemo, useState } from "react";
+import { useDeferredValue, useMemo, useState } from "react";
 import { type Column as TableColumn, type Sort, Table, ordered } from "../parts/Table";
 import { Choice, Gap, Loading, Note, Panel, Segments, Undefined, Value, Wait } from "../parts/basics";
 import { Plane, type PlanePoint } from "../parts/Plane";
@@ -197,6 +197,7 @@ function cellOf(cell: TableCell | null): Cell | null {
 function AllRuns() {
   const found = useData<ScreenData>("/api/screen");
   const rows = useMemo(() => found.data && allRows(found.data), [found.data]);
+  const drawn = useDeferredValue(rows, undefined); // thousands of points; the table goes first
   if (found.error) return <Note wrong>{found.error}</Note>;
   if (!found.data || !rows) return <Loading height={500} />;
   if (!rows.length && !Object.keys(found.data.unread).length) return <NoRuns />;
@@ -223,7 +224,7 @@ function AllRuns() {
       >
         <Models columns={found.data.columns} rows={rows} all />
       </Panel>
-      <Pareto columns={found.data.columns} rows={rows} />
+      {drawn ? <Pareto columns={found.data.columns} rows={drawn} /> : <Loading height={440} />}
     </>
   );
 }

@@ -32,6 +32,8 @@ class Runs:
         self.root = root.resolve()
         self.reading = threading.Lock()
         """Held while all runs are read, so that two who ask at once do not both read them."""
+        self.screen: Any = None
+        """The table of all runs as it was last sent, with what it was made from."""
         self._kept: dict[tuple[str, Path], tuple[tuple[int, int], Any]] = {}
 
     def confined(self, path: Path) -> Path:

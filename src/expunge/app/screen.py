@@ -7,14 +7,16 @@ tables (`Runs.report`) have every column of a single run.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic_core import from_json
 from scipy import stats
+from typing_extensions import TypedDict  # pydantic refuses that of typing before Python 3.12
 
 from expunge.app.runs import Runs
 from expunge.errors import ExpungeError, Missing
@@ -24,7 +26,10 @@ from expunge.report.tables import title_of
 
 COLUMNS = (*MAIN, ("seconds", "run"), ("seconds-ratio", "run"))
 """What the table of all runs shows, where measured: the main table of the report, and the cost."""
+PAUSE = 0.001
+"""Seconds between two runs that are read ahead."""
 Role = Literal["target", "retrained", "unlearned"]
+ROLES: dict[str, Role] = {"target": "target", "retrain": "retrained"}
 Judgement = Literal["no larger difference", "different", "undecided"]
 
 
@@ -38,18 +43,18 @@ class ScreenColumn(Record):
     direction: str
 
 
-class ScreenCell(Record):
-    """Mean over seeds, or the reason why there is none."""
+class ScreenCell(TypedDict, total=False):
+    """Mean over seeds, or the reason why there is none. What does not apply is left out: there are tens of thousands."""
 
-    value: float | None = None
-    low: float | None = Field(
-        default=None, description="95 % interval of the mean over seeds, or over examples of one seed"
-    )
-    high: float | None = None
-    gap: float | None = Field(default=None, description="mean minus mean of the retrained models")
-    n: int | None = Field(default=None, description="seeds with a value")
-    status: str | None = Field(default=None, description="where there is no value")
-    reason: str | None = None
+    value: float
+    low: Annotated[
+        float, Field(description="95 % interval of the mean over seeds, or over examples of one seed")
+    ]
+    high: float
+    gap: Annotated[float, Field(description="mean minus mean of the retrained models")]
+    n: Annotated[int, Field(description="seeds with a value")]
+    status: Annotated[str, Field(description="where there is no value")]
+    reason: str
 
 
 class ScreenRow(Record):
@@ -83,24 +88,54 @@ class _Summary(Record):
     rows: list[ScreenRow]
 
 
+def screen_json(runs: Runs) -> bytes:
+    """The table of every run in the folder, as JSON; made again only where a score file has changed."""
+    with runs.reading:
+        found, unread = _summaries(runs)
+        known = runs.screen
+        if known is None or known[1] != unread or [id(s) for s in known[0]] != [id(s) for s in found]:
+            known = (found, unread, _merged(found, unread).model_dump_json().encode())
+            runs.screen = known
+    return known[2]
+
+
 def screen(runs: Runs) -> Screen:
     """The table of every run in the folder."""
     with runs.reading:
-        return _screen(runs)
+        return _merged(*_summaries(runs))
 
 
-def _screen(runs: Runs) -> Screen:
-    found: list[_Summary] = []
-    unread: dict[str, str] = {}
+def read_ahead(runs: Runs) -> None:
+    """Read every run, with a pause after each, so that whoever asks for something meanwhile is answered first.
+
+    Whoever asks for the whole table does not wait for this: it reads the rest without pauses.
+    """
     for name in runs.names():
-        try:
-            path = runs.file(name, "scores.json")
-        except Missing:
-            continue  # it has not finished; the page of running studies shows it
-        try:
-            found.append(runs.kept(path, lambda p, n=name: summarize(n, p), "screen"))
-        except (ExpungeError, KeyError, TypeError, ValueError) as error:
-            unread[name] = f"scores.json cannot be read: {type(error).__name__}: {error}"[:300]
+        with runs.reading:
+            _summary(runs, name)
+        time.sleep(PAUSE)
+    screen_json(runs)
+
+
+def _summary(runs: Runs, name: str) -> _Summary | str | None:
+    """The rows of a run, why they cannot be read, or None where it has not finished: the page of studies shows it."""
+    try:
+        path = runs.file(name, "scores.json")
+    except Missing:
+        return None
+    try:
+        return runs.kept(path, lambda p: summarize(name, p), "screen")
+    except (ExpungeError, KeyError, TypeError, ValueError) as error:
+        return f"scores.json cannot be read: {type(error).__name__}: {error}"[:300]
+
+
+def _summaries(runs: Runs) -> tuple[list[_Summary], dict[str, str]]:
+    found = {name: _summary(runs, name) for name in runs.names()}
+    read = [s for s in found.values() if isinstance(s, _Summary)]
+    return read, {name: s for name, s in found.items() if isinstance(s, str)}
+
+
+def _merged(found: list[_Summary], unread: dict[str, str]) -> Screen:
     order = {key: i for i, key in enumerate(COLUMNS)}
     merged = {(c.metric, c.split): c for s in found for c in s.columns}
     keys = sorted(merged, key=lambda k: order[k])
@@ -154,7 +189,7 @@ def summarize(run: str, path: Path) -> _Summary:
                 family=families.get(problem, ""),
                 label=label,
                 method=first["method"],
-                role={"target": "target", "retrain": "retrained"}.get(first["method"], "unlearned"),
+                role=ROLES.get(first["method"], "unlearned"),
                 seeds=len(models),
                 status=first.get("status", "ok"),
                 reason=first.get("reason", ""),
@@ -173,39 +208,24 @@ def _cell(models: Iterable[dict[str, Any]], key: tuple[str, str]) -> ScreenCell 
     if not scores:
         return None
     if not valid:
-        return _made(status=scores[0]["status"], reason=scores[0].get("reason", ""))
+        return {"status": scores[0]["status"], "reason": scores[0].get("reason", "")}
     values = [s["value"] for s in valid]
     n, mean = len(values), math.fsum(values) / len(values)
-    low = high = None
+    cell: ScreenCell = {"value": mean, "n": n}
     if n > 1:
         half = t_quantile(n - 1) * math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
-        low, high = mean - half, mean + half
+        cell["low"], cell["high"] = mean - half, mean + half
         if valid[0]["unit"] in ("share", "AUC"):
-            low, high = max(0.0, low), min(1.0, high)
+            cell["low"], cell["high"] = max(0.0, cell["low"]), min(1.0, cell["high"])
     elif valid[0].get("interval"):
-        low, high = valid[0]["interval"]["low"], valid[0]["interval"]["high"]
+        cell["low"], cell["high"] = valid[0]["interval"]["low"], valid[0]["interval"]["high"]
     gaps = [s["reference"]["gap"] for s in valid if s.get("reference")]
-    gap = math.fsum(gaps) / len(gaps) if gaps else None
+    if gaps:
+        cell["gap"] = math.fsum(gaps) / len(gaps)
     missing = next((s for s in scores if s.get("value") is None), None)
-    reason = (
-        None if missing is None else f"{n} of {len(scores)} seeds have a value; {missing.get('reason', '')}"
-    )
-    return _made(mean, low, high, gap, n, None, reason)
-
-
-def _made(
-    value: float | None = None,
-    low: float | None = None,
-    high: float | None = None,
-    gap: float | None = None,
-    n: int | None = None,
-    status: str | None = None,
-    reason: str | None = None,
-) -> ScreenCell:
-    """A cell that needs no check: there are tens of thousands."""
-    return ScreenCell.model_construct(
-        value=value, low=low, high=high, gap=gap, n=n, status=status, reason=reason
-    )
+    if missing is not None:
+        cell["reason"] = f"{n} of {len(scores)} seeds have a value; {missing.get('reason', '')}"
+    return cell
 
 
 @lru_cache(maxsize=256)

@@ -99,11 +99,7 @@ def serve(runs_dir: Path, host: str, port: int, announce: Callable[[str], None] 
     catalog()  # imports every method, metric and attack now, and not when the first page asks
     vega_bundle()
     runs = Runs(runs_dir)
-    ahead = threading.Timer(
-        2.0, screen.screen, args=(runs,)
-    )  # a thousand runs take a while; the first page goes first
-    ahead.daemon = True
-    ahead.start()
+    threading.Thread(target=screen.read_ahead, args=(runs,), daemon=True).start()
     listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     with listening:
         port = listening.getsockname()[1]
@@ -206,7 +202,7 @@ def _runs(app: FastAPI, runs: Runs, gate: Gate, place: LedgerPlace) -> None:
 
     @app.get("/api/screen", response_model=screen.Screen)
     def _screen() -> Response:
-        return _json(screen.screen(runs))
+        return Response(screen.screen_json(runs), media_type="application/json")
 
     @app.get("/api/runs/{run}", response_model=RunView)
     def _run(run: str) -> Response:

@@ -32,7 +32,10 @@ def _declared(name: str, schema: Mapping[str, Any]) -> str:
         said = value.get("description")
         if said:
             lines.append(f"  /** {said} */")
-        lines.append(f"  {key}: {_type(value)};")
+        optional = (
+            "" if "required" in schema else "?"
+        )  # none is: a mapping that leaves out what does not apply
+        lines.append(f"  {key}{optional}: {_type(value)};")
     return f"\nexport interface {_name(name)} {{\n" + "\n".join(lines) + "\n}\n"
 
 
