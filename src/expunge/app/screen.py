@@ -214,9 +214,10 @@ def _cell(models: Iterable[dict[str, Any]], key: tuple[str, str]) -> ScreenCell 
     cell: ScreenCell = {"value": mean, "n": n}
     if n > 1:
         half = t_quantile(n - 1) * math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
-        cell["low"], cell["high"] = mean - half, mean + half
+        low, high = mean - half, mean + half
         if valid[0]["unit"] in ("share", "AUC"):
-            cell["low"], cell["high"] = max(0.0, cell["low"]), min(1.0, cell["high"])
+            low, high = max(0.0, low), min(1.0, high)
+        cell["low"], cell["high"] = low, high
     elif valid[0].get("interval"):
         cell["low"], cell["high"] = valid[0]["interval"]["low"], valid[0]["interval"]["high"]
     gaps = [s["reference"]["gap"] for s in valid if s.get("reference")]
