@@ -35,5 +35,6 @@ def test_every_item_has_a_fingerprint() -> None:
     from expunge.studies.graph import source_digest
 
     digests = {name: source_digest(cls) for name, cls in METHODS.items()}
-    assert len(set(digests.values())) == len(digests)
+    # Two methods of one file share its fingerprint; the name tells them apart.
+    assert len(set(digests.values())) == len({cls.__module__ for _, cls in METHODS.items()})
     assert all(len(source_digest(metric.function)) == 20 for _, metric in METRICS.items())
