@@ -42,7 +42,7 @@ def study(name: str) -> dict[str, Any]:
         ],
         "methods": ["retrain", MILD, {"name": "npo", "epochs": 2}, "boundary-expand"],
         "metrics": METRICS,
-        "attacks": ["population-mia"],
+        "attacks": ["population-mia", "quantization", "pruning"],
         "seeds": [0, 1],
     }
 
@@ -75,3 +75,34 @@ def _keep_transcripts(folder: Path) -> None:
 @pytest.fixture(scope="session")
 def client(runs: Path) -> TestClient:
     return TestClient(create_app(runs, hosts=["testserver"], token=TOKEN))
+
+
+@pytest.fixture(scope="session")
+def ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ledger with a request done, one refused, one late and one waiting, as `expunge ledger` leaves it."""
+    pytest.importorskip("sqlalchemy")
+    pytest.importorskip("cryptography")
+    from datetime import UTC, datetime, timedelta
+
+    from expunge.cli.ledger import opened, prepare
+    from expunge.ledger.certificates import SigningKey
+    from expunge.ledger.chain import sealing
+    from expunge.ledger.log import Log
+    from expunge.ledger.worker import Worker
+    from tests.ledger.toy import RowList
+
+    folder = tmp_path_factory.mktemp("ledger") / "ledger"
+    (folder / "model").mkdir(parents=True)
+    database, keys = f"sqlite:///{folder / 'ledger.db'}", folder / "keys"
+    prepare(database, keys)
+    key = SigningKey.load(keys / "signing.pem")
+    executor = RowList.create(folder / "model", {f"row-{i}": None for i in range(9)})
+    with opened(database, keys) as found:
+        found.submit(record_ids=["row-1", "row-2"], reason="Art. 17")
+        found.submit(record_ids=["elsewhere"], reason="by phone")
+        Worker(found, executor, sealing(key), name="test").run(until_idle=True)
+        now = datetime.now(UTC)
+        found.submit(record_ids=["row-3"], reason="late", deadline=now - timedelta(days=1))
+        found.submit(record_ids=["row-4"], reason="waiting", deadline=now + timedelta(days=20))
+        Log(folder / "log.jsonl").mirror(found.log())
+    return folder

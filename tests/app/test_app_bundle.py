@@ -56,6 +56,15 @@ def test_nothing_redacted_is_published(published: Path) -> None:
     assert not list(published.rglob("*.safetensors")) and not list(published.rglob("*.parquet"))
 
 
+def test_no_path_of_this_machine_is_published(published: Path, runs: Path) -> None:
+    text = (published / "runs" / "small" / "run.yaml").read_text()
+    there = (runs / "small" / "run.yaml").read_text()
+    base = next(line for line in there.splitlines() if line.startswith("base: "))
+    assert base.removeprefix("base: ").startswith("/") and text == there.replace(base, "base: .")
+    named = [f for f in published.rglob("*") if f.is_file() and str(runs.parent).encode() in f.read_bytes()]
+    assert named == []
+
+
 def test_a_folder_of_something_else_is_not_overwritten(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(BadInput, match="not empty"):

@@ -342,7 +342,13 @@ function Curves(props: { problem: ProblemView; model: string }) {
             <h3>
               {c.title}, {splitName(c.split)}
             </h3>
-            <Lines name={c.metric} title={c.unit} over={c.curve.over} lines={linesOf(c, props.model, props.problem)} />
+            <Lines
+              name={c.metric}
+              title={c.unit}
+              over={c.curve.over}
+              lines={linesOf(c, props.model, props.problem)}
+              range={["knowledge", "share", "AUC"].includes(c.unit) ? [0, 1] : undefined}
+            />
           </div>
         ))}
       </div>
@@ -398,7 +404,7 @@ function Claims(props: { problem: ProblemView; model: string }) {
       ))}
       {verdicts.map((v) => (
         <p key={`${v.metric}${v.split}`}>
-          <b className={{ "no larger difference": "eq", different: "ne", undecided: "un" }[v.judgement]}>{v.judgement}</b> · {v.sentence}
+          <b className={{ "no larger difference": "eq", different: "ne", undecided: "un" }[v.judgement]}>{v.judgement}</b> · {props.problem.attacks.find((a) => a.metric === v.metric)?.title ?? v.metric}, {splitName(v.split)}: {v.sentence}
         </p>
       ))}
     </Panel>

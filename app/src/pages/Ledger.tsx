@@ -1,5 +1,5 @@
 // The deletion ledger: requests, deadlines, certificates, and whether the log holds.
-import { Empty, Note, Panel } from "../parts/basics";
+import { Empty, Loading, Note, Panel } from "../parts/basics";
 import { useData } from "../api";
 import { useSession } from "../context";
 import { plural } from "../format";
@@ -16,10 +16,10 @@ export function LedgerPage() {
       </div>
       {!ledger || found.error ? (
         <Empty title="No ledger here">
-          <p>{found.error || <>There is none in the folder the app was started from; <code>expunge ledger init</code> makes one</>}.</p>
+          <p>{found.error || <>There is none in the folder that <code>expunge app --ledger</code> names (<code>ledger</code> where it names none); <code>expunge ledger init</code> makes one</>}.</p>
         </Empty>
       ) : (
-        found.data && <Shown data={found.data} />
+        found.last ? <Shown data={found.last} /> : <Loading height={400} />
       )}
     </>
   );
@@ -27,7 +27,7 @@ export function LedgerPage() {
 
 function Shown(props: { data: LedgerView }) {
   const { data } = props;
-  const time = (t: string | null) => (t === null ? "–" : t.replace("T", " ").replace(/\+00:00$/, " UTC"));
+  const time = (t: string | null) => (t === null ? "–" : t.replace("T", " ").replace(/(\.\d+)?(\+00:00|Z)$/, " UTC"));
   return (
     <>
       <dl className="facts">
@@ -52,7 +52,10 @@ function Shown(props: { data: LedgerView }) {
               <tr>
                 <th scope="col">Entry</th>
                 <th scope="col">Kind</th>
-                <th scope="col">Contents</th>
+                <th scope="col">Finished</th>
+                <th scope="col" className="n">Rows forgotten</th>
+                <th scope="col">Method, guarantee</th>
+                <th scope="col">Verdict</th>
               </tr>
             </thead>
             <tbody>
@@ -60,7 +63,11 @@ function Shown(props: { data: LedgerView }) {
                 <tr key={c.sequence}>
                   <td>{c.sequence}</td>
                   <td>{c.kind}</td>
+                  <td>{time(text(c.body.finished_at) || null)}</td>
+                  <td className="n">{of(c.body, "records")}</td>
+                  <td>{[of(c.body, "method"), of(c.body, "guarantee")].filter(Boolean).join(", ")}</td>
                   <td>
+                    {text(c.body.verdict)}
                     <details>
                       <summary>{summary(c.body)}</summary>
                       <pre className="record">{JSON.stringify(c.body, null, 1)}</pre>
@@ -110,7 +117,10 @@ function Shown(props: { data: LedgerView }) {
   );
 }
 
+const text = (value: unknown) => (typeof value === "string" || typeof value === "number" ? String(value) : "");
+const of = (body: Record<string, unknown>, key: string) => text((body.outcome as Record<string, unknown> | undefined)?.[key]);
+
 function summary(body: Record<string, unknown>): string {
   const ids = body.request_ids;
-  return Array.isArray(ids) ? `for ${plural(ids.length, "request")}` : "details";
+  return Array.isArray(ids) ? `the whole entry, for ${plural(ids.length, "request")}` : "the whole entry";
 }

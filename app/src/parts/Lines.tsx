@@ -34,7 +34,10 @@ export function Lines(props: {
   const [low, high] = props.range ?? [Math.min(...values), Math.max(...values)];
   const pad = props.range ? 0 : (high - low || Math.abs(high) || 1) * 0.06;
   const positions = [...new Set(every)].sort((a, b) => a - b);
-  const x = linear(positions[0] ?? 0, positions.at(-1) ?? 1, left + 10, width - right - 10, Math.max(2, Math.floor(width / 90)));
+  // What is recorded from large to small, such as bits, is drawn so: effort goes to the right.
+  const falling = props.lines.length > 0 && props.lines.every((l) => l.at.length > 1 && l.at[0] > l.at[l.at.length - 1]);
+  const ends: [number, number] = falling ? [width - right - 10, left + 10] : [left + 10, width - right - 10];
+  const x = linear(positions[0] ?? 0, positions.at(-1) ?? 1, ...ends, Math.max(2, Math.floor(width / 90)));
   if (props.labels) x.ticks = positions;
   const y = linear(low - pad, high + pad, height - bottom, top, 5);
   const lit = props.lit ?? near;

@@ -7,6 +7,7 @@ Every answer that a page asks for is written under the name that the page comput
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ PAGE = 30
 """Rows of the forget set on a page of the app; the first page is published."""
 
 
-def write_bundle(runs_dir: Path, out: Path) -> int:
+def write_bundle(runs_dir: Path, out: Path, ledger: LedgerPlace | None = None) -> int:
     """Write the pages over the runs in `runs_dir` into the folder `out`; the number of files.
 
     Of each problem every model is published against the first retrained one (or the target, where nothing was
@@ -58,13 +59,21 @@ def write_bundle(runs_dir: Path, out: Path) -> int:
 
     for name, content in _pages():
         write(name, content)
-    for address, ask in _addresses(runs):
+    for address, ask in _addresses(runs, ledger or LedgerPlace()):
         write(file_of(address), _answer(ask))
     for run in runs.names():
         for name in FILES:
             if (runs.folder(run) / name).is_file():
-                write(f"runs/{run}/{name}", runs.file(run, name).read_bytes())
+                write(f"runs/{run}/{name}", _published(runs.file(run, name), runs.root))
     return written
+
+
+def _published(path: Path, root: Path) -> bytes:
+    """A record of a run, without the folders of this machine: where the runs are, and where the study's paths start."""
+    text = re.sub(rf"(?<![\w.:/-]){re.escape(str(root))}(?=/)", root.name, path.read_text())
+    if path.name == "run.yaml":
+        text = re.sub(r"^base: .*$", "base: .", text, count=1, flags=re.MULTILINE)
+    return text.encode()
 
 
 def file_of(address: str) -> str:
@@ -113,8 +122,7 @@ def _answer(ask: Callable[[], Any]) -> str:
         return json.dumps({"error": str(error)})
 
 
-def _addresses(runs: Runs) -> Iterator[tuple[str, Callable[[], Any]]]:
-    place = LedgerPlace()
+def _addresses(runs: Runs, place: LedgerPlace) -> Iterator[tuple[str, Callable[[], Any]]]:
     session = Session(version="", folder="", token="", bundle=True, umap=False, ledger=place.there())
     yield "/api/session", lambda: session
     yield "/api/runs", lambda: run_list(runs, Processes(runs))

@@ -58,6 +58,15 @@ class LedgerPlace(Record):
     keys: str = "ledger/keys"
     log: str = "ledger/log.jsonl"
 
+    @classmethod
+    def at(cls, folder: Path) -> LedgerPlace:
+        """The ledger in a folder that ``expunge ledger`` made."""
+        return cls(
+            database=f"sqlite:///{folder / 'ledger.db'}",
+            keys=str(folder / "keys"),
+            log=str(folder / "log.jsonl"),
+        )
+
     def there(self) -> bool:
         """Whether its database, or its log, exists."""
         kind, _, file = self.database.partition(":///")
@@ -141,6 +150,12 @@ def _verify(place: LedgerPlace) -> tuple[bool | None, str]:
     found = Log(Path(place.log)).verify(PublicKey.load(public))
     if not found.valid:
         return False, found.fault
-    counted = f"{found.entries} entries, {found.certificates} certificates for {found.requests} requests"
+    counted = ", ".join(
+        f"{n} {one if n == 1 else many}"
+        for n, one, many in (
+            (found.entries, "entry", "entries"), (found.certificates, "certificate", "certificates"),
+            (found.requests, "request certified", "requests certified"),
+        )
+    )  # fmt: skip
     limit = "Without a checkpoint from elsewhere, entries missing at the end would not be noticed."
     return True, f"{counted}: whole and signed by the key here. {limit}"

@@ -92,7 +92,9 @@ def create_app(
     return app
 
 
-def serve(runs_dir: Path, host: str, port: int, announce: Callable[[str], None] = lambda _: None) -> None:
+def serve(
+    runs_dir: Path, host: str, port: int, announce: Callable[[str], None] = lambda _: None, ledger: LedgerPlace | None = None
+) -> None:  # fmt: skip
     """Serve until interrupted; `announce` is told the address once it answers. Port 0 takes any that is free."""
     import uvicorn
 
@@ -104,8 +106,8 @@ def serve(runs_dir: Path, host: str, port: int, announce: Callable[[str], None] 
     with listening:
         port = listening.getsockname()[1]
         config = uvicorn.Config(
-            create_app(runs, hosts=hosts_for(port, host)), access_log=False, server_header=False, log_level="warning",
-            h11_max_incomplete_event_size=65_536,
+            create_app(runs, hosts=hosts_for(port, host), ledger=ledger), access_log=False, server_header=False,
+            log_level="warning", h11_max_incomplete_event_size=65_536,
         )  # fmt: skip
         announce(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
         uvicorn.Server(config).run(sockets=[listening])

@@ -29,6 +29,9 @@ def app(
             help="Instead of serving, write the pages and their data into this folder, to be published as files."
         ),
     ] = None,
+    ledger: Annotated[
+        Path, typer.Option(help="Folder of a deletion ledger, shown where there is one.")
+    ] = Path("ledger"),
 ) -> None:
     """Open the web app: see, compare and attack the models of your runs, and start studies.
 
@@ -41,12 +44,14 @@ def app(
     load_extra("uvicorn", "app", "the app")
     if bundle is not None:
         from expunge.app.bundle import write_bundle
+        from expunge.app.ledger import LedgerPlace
 
-        written = write_bundle(runs, bundle)
+        written = write_bundle(runs, bundle, LedgerPlace.at(ledger))
         sys.stdout.write(
             f"{written} files in '{bundle}'; to look at them: python -m http.server -d {bundle}\n"
         )
         return
+    from expunge.app.ledger import LedgerPlace
     from expunge.app.server import is_loopback, serve
 
     if not is_loopback(host) and not expose:
@@ -65,4 +70,4 @@ def app(
         )
         sys.stdout.flush()
 
-    serve(runs, host, port, announce)
+    serve(runs, host, port, announce, LedgerPlace.at(ledger))
