@@ -125,6 +125,8 @@ export interface Contrast {
   embeddable: string[];
   /** whether the models' answers were collected */
   texts: boolean;
+  /** whether the images that the models make were collected */
+  images: boolean;
   /** by view: why there is none */
   missing: Record<string, string>;
 }
@@ -142,6 +144,16 @@ export interface CurveScore {
   curve: Points;
   /** the retrained models' curves */
   controls: Points[];
+}
+
+export interface Drawn {
+  id: string;
+  group: string | null;
+  /** None too where the data of the run is not here */
+  prompt: string | null;
+  /** PNG as a data address */
+  a: string | null;
+  b: string | null;
 }
 
 export interface Embedding {
@@ -203,6 +215,12 @@ export interface ForgottenRow {
   /** PNG as a data address */
   image: string | null;
   neighbors: Neighbor[];
+}
+
+export interface Gallery {
+  total: number;
+  revealed: boolean;
+  rows: Drawn[];
 }
 
 export interface GroupBars {

@@ -20,22 +20,7 @@ export function Answers(props: { pair: Pair }) {
     <Panel
       title="Answers"
       tools={
-        <>
-          {!BUNDLE && (
-            <button type="button" aria-pressed={reveal} onClick={() => setReveal(!reveal)}>
-              {reveal ? "Hide contents" : "Reveal contents"}
-            </button>
-          )}
-          <button type="button" disabled={page === 0} onClick={() => setPage(page - 1)}>
-            Previous
-          </button>
-          <span className="small muted">
-            {total ? `${page * PAGE + 1}–${Math.min(total, (page + 1) * PAGE)} of ${total}` : ""}
-          </span>
-          <button type="button" disabled={BUNDLE || (page + 1) * PAGE >= total} onClick={() => setPage(page + 1)}>
-            Next
-          </button>
-        </>
+        <Pager {...{ reveal, setReveal, page, setPage, total }} size={PAGE} />
       }
       caption="Tokens of the true answer, colored by the model's log-probability: the paler, the more expected. What a model says itself stands below. Contents leave the server only when they are revealed."
     >
@@ -50,6 +35,27 @@ export function Answers(props: { pair: Pair }) {
         !found.error && <Loading />
       )}
     </Panel>
+  );
+}
+
+/** Reveals what is hidden, and turns the pages. */
+export function Pager(props: { reveal: boolean; setReveal: (on: boolean) => void; page: number; setPage: (page: number) => void; total: number; size: number }) {
+  const { reveal, page, total, size } = props;
+  return (
+    <>
+      {!BUNDLE && (
+        <button type="button" aria-pressed={reveal} onClick={() => props.setReveal(!reveal)}>
+          {reveal ? "Hide contents" : "Reveal contents"}
+        </button>
+      )}
+      <button type="button" disabled={page === 0} onClick={() => props.setPage(page - 1)}>
+        Previous
+      </button>
+      <span className="small muted">{total ? `${page * size + 1}–${Math.min(total, (page + 1) * size)} of ${total}` : ""}</span>
+      <button type="button" disabled={BUNDLE || (page + 1) * size >= total} onClick={() => props.setPage(page + 1)}>
+        Next
+      </button>
+    </>
   );
 }
 

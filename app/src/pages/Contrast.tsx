@@ -12,6 +12,7 @@ import { change, useRoute } from "../route";
 import type { Contrast as ContrastData, Embedding, Residuals } from "../api-types";
 import { Answers } from "./Answers";
 import { Examples } from "./Examples";
+import { Images } from "./Images";
 
 export interface Pair {
   run: string;
@@ -133,6 +134,7 @@ function Views(props: { data: ContrastData; pair: Pair }) {
       {data.residuals && <ResidualPlots residuals={data.residuals} pair={pair} lit={id} onHover={hover} />}
       {data.missing.residuals && <Note>Residuals: {data.missing.residuals}.</Note>}
       {data.texts && <Answers pair={pair} />}
+      {data.images && <Images key={pair.split} pair={pair} />}
       <EmbeddingView data={data} pair={pair} lit={id} onHover={hover} group={group} onGroup={setGroup} />
       {data.n !== null ? (
         <Examples pair={pair} lit={id} onHover={hover} />

@@ -210,3 +210,8 @@ def _pair(
                 address(f"{base}/answers", **pair, split=split, limit=6),
                 lambda t=together: compare.answers(t, range(min(6, len(t[0]))), revealed=False),
             )
+        if found.images:
+            yield (
+                address(f"{base}/images", **pair, split=split, limit=12),
+                lambda t=together: compare.gallery(t, range(min(12, len(t[0]))), revealed=False),
+            )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+from PIL import Image
 from pydantic import Field
 
+from expunge.app.contents import as_png
 from expunge.app.examples import (
     Chosen,
     Evidence,
@@ -64,6 +67,7 @@ class Contrast(Record):
     residuals: list[Residuals] | None
     embeddable: list[str] = Field(description="layers whose features were collected of both")
     texts: bool = Field(description="whether the models' answers were collected")
+    images: bool = Field(description="whether the images that the models make were collected")
     missing: dict[str, str] = Field(description="by view: why there is none")
 
 
@@ -105,7 +109,8 @@ def contrast(runs: Runs, run: str, problem: str, a: Chosen, b: Chosen, split: st
     matrices, values = _by_family(runs, run, problem, a, pair, family, missing)
     return Contrast(
         split=split, splits=splits, n=None if pair is None else len(pair[0]), bars=bars, layers=layers, matrices=matrices,
-        residuals=values, embeddable=embeddable, texts=pair is not None and all("text" in e.names for e in pair), missing=missing,
+        residuals=values, embeddable=embeddable, texts=pair is not None and all("text" in e.names for e in pair),
+        images=pair is not None and all("image" in e.names for e in pair), missing=missing,
     )  # fmt: skip
 
 
@@ -353,4 +358,55 @@ def answers(
     return Answers(total=len(pair[0]), revealed=revealed, rows=rows)
 
 
-__all__ = ["Answers", "Contrast", "Embedding", "answers", "contrast", "embedding", "evidence"]
+class Drawn(Record):
+    """What two generators make of one row, from the same starting noise. Contents are None until they are asked for."""
+
+    id: str
+    group: str | None
+    prompt: str | None = Field(description="None too where the data of the run is not here")
+    a: str | None = Field(description="PNG as a data address")
+    b: str | None
+
+
+class Gallery(Record):
+    """A page of images."""
+
+    total: int
+    revealed: bool
+    rows: list[Drawn]
+
+
+def gallery(
+    pair: tuple[Evidence, Evidence],
+    order: Sequence[int],
+    revealed: bool,
+    prompts: Sequence[str] | None = None,
+) -> Gallery:
+    """The images of the rows numbered `order`; images and prompts only where `revealed`."""
+    ids = pair[0].table["id"].to_pylist()
+    groups = pair[0].table["group"].to_pylist() if "group" in pair[0].table.column_names else None
+    made = [_pictures(e, order) if revealed else [None] * len(order) for e in pair]
+    rows = [
+        Drawn(
+            id=str(ids[row]), group=None if groups is None else str(groups[row]),
+            prompt=prompts[i] if revealed and prompts is not None else None, a=made[0][i], b=made[1][i],
+        )
+        for i, row in enumerate(order)
+    ]  # fmt: skip
+    return Gallery(total=len(pair[0]), revealed=revealed, rows=rows)
+
+
+def _pictures(found: Evidence, order: Sequence[int]) -> list[str]:
+    """PNG data of square images that were recorded as `[3 * H * W]` bytes."""
+    made = []
+    for flat in found.lists("image", order):
+        side = math.isqrt(len(flat) // 3)
+        if 3 * side * side != len(flat):
+            raise Missing(f"the images are not square: {len(flat)} values do not make three equal planes")
+        made.append(
+            as_png(Image.fromarray(np.asarray(flat, np.uint8).reshape(3, side, side).transpose(1, 2, 0)))
+        )
+    return made
+
+
+__all__ = ["Answers", "Contrast", "Embedding", "answers", "contrast", "embedding", "evidence", "gallery"]

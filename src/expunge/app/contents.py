@@ -360,6 +360,13 @@ def as_png(value: Any) -> str:
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
 
 
+def prompts_of(problem: Problem, split: str, rows: Sequence[int]) -> list[str] | None:
+    """What a generator is asked for in some rows; None of other families."""
+    if problem.family.name != "diffusion" or split not in problem.splits:
+        return None
+    return [str(p) for p in problem.splits[split].select(list(rows))["prompt"]]
+
+
 def answer_tokens(problem: Problem, split: str, rows: Sequence[int]) -> list[list[str] | None]:
     """The tokens of the true answers of some rows, as the model was asked for them; None of other families."""
     from expunge.families import CausalLM

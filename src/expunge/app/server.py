@@ -8,6 +8,7 @@ import ipaddress
 import socket
 import threading
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
@@ -299,6 +300,19 @@ def _models(app: FastAPI, runs: Runs) -> None:
             except ExpungeError:
                 tokens = None  # the answers themselves are in the evidence
         return _json(compare.answers(pair, order, reveal, tokens))
+
+    @app.get("/api/runs/{run}/images", response_model=compare.Gallery)
+    def _images(
+        run: str, problem: str, a: Model, b: Model, split: str, reveal: bool = False, offset: Offset = 0,
+        limit: Annotated[int, Query(ge=1, le=100)] = 12,
+    ) -> Response:  # fmt: skip
+        pair = _pair(run, problem, a, b, split)
+        order = list(range(offset, min(len(pair[0]), offset + limit)))
+        prompts = None
+        if reveal and order:
+            with suppress(ExpungeError):  # the images themselves are in the evidence
+                prompts = contents.prompts_of(contents.problem_of(runs, run, problem), split, order)
+        return _json(compare.gallery(pair, order, reveal, prompts))
 
     @app.get("/api/runs/{run}/separation", response_model=attack.Separation)
     def _separation(run: str, problem: str, model: Model, statistic: str = "loss") -> Response:

@@ -22,6 +22,9 @@ from expunge.metrics.base import METRICS, Metric, standard_metrics
 from expunge.problem import Problem
 from expunge.studies.spec import AttackSpec, MethodSpec, StudySpec
 
+PICTURED = 256
+"""Rows at most of a split whose generated images are kept: 200 MB a model at 512 x 512 pixels."""
+
 Kind = Literal[
     "target", "forget", "fresh", "observe", "score", "shadow", "shadow-forget", "attack", "lm-eval"
 ]
@@ -373,6 +376,12 @@ def quantities(metrics: list[Metric], problem: Problem, roles: tuple[str, ...]) 
                     wanted.setdefault(where, set()).update(found)
     for found in wanted.values() if "loss" in problem.family.quantities else ():
         found.add("loss")  # the report draws its distribution
+    drawn = problem.family.generated if "image" in problem.family.generated else frozenset()
+    for split, found in wanted.items():
+        if found & drawn and len(problem.splits[split]) <= PICTURED:
+            found.add(
+                "image"
+            )  # it is drawn anyway, for judges to look at; the app sets two models' side by side
     return wanted
 
 
