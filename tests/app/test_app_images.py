@@ -87,7 +87,7 @@ def test_no_image_travels_before_it_is_asked_for(drawn: tuple[Path, list[np.ndar
 
 
 def test_images_that_are_not_square_are_told() -> None:
-    from expunge.app.compare import _pictures
+    from expunge.app.generated import _pictures
 
     class Wide:
         @staticmethod

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from expunge.app import attack, compare, contents, examples, screen
+from expunge.app import attack, compare, contents, examples, generated, screen
 from expunge.app.assets import palette_css, theme_json
 from expunge.app.examples import Chosen
 from expunge.app.ledger import LedgerPlace, ledger_view
@@ -208,10 +208,10 @@ def _pair(
         if found.texts:
             yield (
                 address(f"{base}/answers", **pair, split=split, limit=6),
-                lambda t=together: compare.answers(t, range(min(6, len(t[0]))), revealed=False),
+                lambda t=together: generated.answers(t, range(min(6, len(t[0]))), revealed=False),
             )
         if found.images:
             yield (
                 address(f"{base}/images", **pair, split=split, limit=12),
-                lambda t=together: compare.gallery(t, range(min(12, len(t[0]))), revealed=False),
+                lambda t=together: generated.gallery(t, range(min(12, len(t[0]))), revealed=False),
             )

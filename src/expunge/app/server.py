@@ -22,7 +22,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
-from expunge.app import attack, compare, contents, examples, screen
+from expunge.app import attack, compare, contents, examples, generated, screen
 from expunge.app.assets import palette_css, theme_json
 from expunge.app.catalog import Catalog, catalog
 from expunge.app.examples import Chosen
@@ -286,7 +286,7 @@ def _models(app: FastAPI, runs: Runs) -> None:
         assert second is not None
         return first, second
 
-    @app.get("/api/runs/{run}/answers", response_model=compare.Answers)
+    @app.get("/api/runs/{run}/answers", response_model=generated.Answers)
     def _answers(
         run: str, problem: str, a: Model, b: Model, split: str, reveal: bool = False, offset: Offset = 0,
         limit: Annotated[int, Query(ge=1, le=100)] = 10,
@@ -299,9 +299,9 @@ def _models(app: FastAPI, runs: Runs) -> None:
                 tokens = contents.answer_tokens(contents.problem_of(runs, run, problem), split, order)
             except ExpungeError:
                 tokens = None  # the answers themselves are in the evidence
-        return _json(compare.answers(pair, order, reveal, tokens))
+        return _json(generated.answers(pair, order, reveal, tokens))
 
-    @app.get("/api/runs/{run}/images", response_model=compare.Gallery)
+    @app.get("/api/runs/{run}/images", response_model=generated.Gallery)
     def _images(
         run: str, problem: str, a: Model, b: Model, split: str, reveal: bool = False, offset: Offset = 0,
         limit: Annotated[int, Query(ge=1, le=100)] = 12,
@@ -312,7 +312,7 @@ def _models(app: FastAPI, runs: Runs) -> None:
         if reveal and order:
             with suppress(ExpungeError):  # the images themselves are in the evidence
                 prompts = contents.prompts_of(contents.problem_of(runs, run, problem), split, order)
-        return _json(compare.gallery(pair, order, reveal, prompts))
+        return _json(generated.gallery(pair, order, reveal, prompts))
 
     @app.get("/api/runs/{run}/separation", response_model=attack.Separation)
     def _separation(run: str, problem: str, model: Model, statistic: str = "loss") -> Response:
