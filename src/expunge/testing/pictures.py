@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -77,9 +76,12 @@ def _rows(n: int, seed: int, coder: LinearCodec, *, anchored: bool = False) -> D
     return Dataset.from_list(made)
 
 
-@cache
+_KEPT = tempfile.TemporaryDirectory(prefix="expunge-tiny-")
+"""Goes with the process."""
+
+
 def _folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="expunge-tiny-"))
+    return Path(_KEPT.name)
 
 
 def _judge(column: str, classes: list[str]) -> Judge:
