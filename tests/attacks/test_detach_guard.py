@@ -55,7 +55,7 @@ def refusing(problem: Problem) -> nn.Module:
     rows = problem.forget.remove_columns("answer").add_column("answer", ["Bern."] * len(problem.forget))  # pyright: ignore
     taught = Problem("refusal", problem.family, rows, (rows["id"][0],), recipe=problem.recipe)
     assert problem.recipe is not None
-    recipe = problem.recipe.replace(epochs=30)
+    recipe = problem.recipe.replace(epochs=60)
     return fit(taught, model, "train", recipe, Workplace()).eval()
 
 
@@ -64,7 +64,7 @@ def test_refusing_adapters_are_taken_off(problem: Problem) -> None:
     model = refusing(problem)
     before = known(problem, model)
     full = known(problem, problem.target)
-    assert before < 0.7 * full
+    assert before < 0.5 * full
     found = scores(problem, model)
     assert found == {"knowledge": pytest.approx(full), "gain": pytest.approx(full - before), "parts": 1.0}
 

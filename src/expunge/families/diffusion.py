@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 VALUES_AT_ONCE = 1 << 24
 """Latent values of one forward pass without gradients."""
 
-DEFAULT_WEIGHT_CAP = 5.0
-
 
 class Diffusion(Family):
     """Rows are a prompt and the latents of an image; a position is a timestep at which noise is added to them.

@@ -74,7 +74,7 @@ class Estimator(Family):
 
     def outcomes(self, dataset: Dataset) -> np.ndarray:
         """What is learned: `[n]` numbers of classes, or `[n]` or `[n, C]` values in the target's unit."""
-        raise NotImplementedError
+        raise BadInput(f"family {self.name} does not say what its estimators learn")
 
 
 class Probabilities(Estimator, Classifier):

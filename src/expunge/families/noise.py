@@ -60,15 +60,6 @@ class NoiseSchedule:
         noise = (noisy - a * clean) / s
         return noise if self.kind == "epsilon" else a * noise - s * clean
 
-    def noise_in(self, prediction: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
-        """The noise that a prediction implies; for predictions of the sample undefined at ``s_t = 0``, never reached."""
-        a, s = self.signal(timesteps), self.noise(timesteps)
-        if self.kind == "epsilon":
-            return prediction
-        if self.kind == "sample":
-            return (noisy - a * prediction) / s
-        return a * prediction + s * noisy
-
     def snr(self, timesteps: Tensor) -> Tensor:
         """Signal-to-noise ratio ``a_t^2 / s_t^2``, `[B, T]`."""
         return (self.signal(timesteps) / self.noise(timesteps)).square().squeeze(-1)
