@@ -67,8 +67,10 @@ def vit() -> Problem:
 
 
 def predictions(problem: Problem, model: nn.Module) -> Tensor:
+    batch, wide = problem.batches("forget").take(torch.arange(5)), next(model.parameters()).dtype
+    inputs = {k: v.to(wide) if v.is_floating_point() else v for k, v in batch.inputs.items()}
     with torch.no_grad():
-        return problem.family.forward(model, problem.batches("forget").take(torch.arange(5))).prediction
+        return problem.family.forward(model, replace(batch, inputs=inputs)).prediction
 
 
 def weights(model: nn.Module) -> Tensor:
@@ -153,14 +155,17 @@ def test_in_half_precision_adapters_are_float32_and_the_merge_rounds_once(langua
 
 
 def test_written_it_is_read_by_peft(problem: Problem, tmp_path: Path) -> None:
-    adapters = shaken(problem, LoRA(r=2, alpha=5))
-    on = predictions(problem, adapters.model)
+    # In double precision nothing but the order of sums differs, and so little that no processor's rounding shows.
+    whole = problem.with_model(clone(problem.target).double())
+    adapters = shaken(whole, LoRA(r=2, alpha=5))
+    on = predictions(whole, adapters.model)
     adapters.save().write(tmp_path / "adapter", "hub/base")
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "hub/base" and config["r"] == 2 and config["lora_alpha"] == 5
-    read = peft.PeftModel.from_pretrained(clone(problem.target), str(tmp_path / "adapter"))  # pyright: ignore
-    # Merged in another order than it was called in; how far that shows differs between processors.
-    torch.testing.assert_close(predictions(problem, read.merge_and_unload()), on, rtol=1e-4, atol=1e-4)  # pyright: ignore
+    read = peft.PeftModel.from_pretrained(
+        clone(whole.target), str(tmp_path / "adapter"), autocast_adapter_dtype=False
+    )  # pyright: ignore
+    torch.testing.assert_close(predictions(whole, read.merge_and_unload()), on, rtol=1e-5, atol=1e-5)  # pyright: ignore
 
 
 @pytest.mark.parametrize("name", ["language", "vit"])

@@ -291,7 +291,7 @@ def test_unsir(golden: Golden, net: str, monkeypatch: pytest.MonkeyPatch) -> Non
         method.train(problem, model, Pool(problem.family, both, rows), stage, workplace)
         path = f"unsir/weights_{net}_A_gradient_cleared_{stage}ed_float64"
         # Hundreds of steps multiply the last digit, in which processors differ.
-        assert difference(model, golden.weights(path)) < 1e-7
+        assert difference(model, golden.weights(path)) < 1e-8
 
 
 def _state(problem: Problem):
