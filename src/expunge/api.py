@@ -27,8 +27,9 @@ from expunge.studies.graph import quantities
 from expunge.studies.progress import Display
 from expunge.studies.results import complete
 from expunge.studies.runners import Runner
+from expunge.studies.samples import LossSamples
 from expunge.studies.spec import StudySpec, find_method
-from expunge.studies.study import Finished, LossSamples, run_study
+from expunge.studies.study import Finished, run_study
 from expunge.studies.tuning import Budget
 
 
@@ -241,5 +242,7 @@ def run(
         study, runs, workers=workers, runner=runner, budget=budget, display=display, assignments=assignments, notice=notice,
     )  # fmt: skip
     write_atomic(finished.folder / "losses.json", canonical_json(finished.losses))
+    if finished.images:
+        write_atomic(finished.folder / "images.json", canonical_json(finished.images))
     write_report(read_run_folder(finished.folder, command), finished.folder)
     return finished

@@ -125,3 +125,16 @@ def test_average_gap_of_language_models_by_hand():
     assert found.value == pytest.approx(20.0) and found.unit == "percentage points"
     missing = average_gap(text(0.6, 0.8, None, 0.8, 0.2), retrained)
     assert missing.reason == "rouge-l-recall on 'forget' is undefined: too few rows"
+
+
+def test_average_gap_of_image_generators_by_hand():
+    def drawn(unlearned: float, others: float, context: float) -> Judged:
+        return judged(
+            unlearning_accuracy_on_concept=unlearned,
+            in_domain_retain_accuracy_on_test=others,
+            cross_domain_retain_accuracy_on_test=context,
+        )
+
+    # |0.9 - 1| + |0.8 - 0.9| + |1 - 0.8| over three.
+    found = average_gap(drawn(0.9, 0.8, 1.0), [drawn(1.0, 0.9, 0.8)])
+    assert found.value == pytest.approx(100 * 0.4 / 3) and found.unit == "percentage points"

@@ -303,3 +303,27 @@ def test_only_the_main_parts_are_unfolded(text: str) -> None:
         "Loss distributions",
     )
     assert set(expected) <= set(titles)
+
+
+def test_samples_stand_under_their_prompts_with_the_target_first():
+    def png(name: str) -> str:
+        return f"data:image/png;base64,{name}"
+
+    given = report_input()
+    report = compose(given)
+    section = report.problems[0]
+    unlearned = next(label for label, role in section.labels if role == "unlearned")
+    images = {
+        "concept": {
+            unlearned: [["a <cat>", png("AAAA")], ["a dog", png("BBBB")]],
+            "target": [["a <cat>", png("CCCC")], ["a dog", png("DDDD")]],
+            "somebody else": [["a <cat>", png("EEEE")], ["a dog", png("FFFF")]],
+        }
+    }
+    page = Page(render(report, {}, {section.name: images}))
+    shown = [(attrs["alt"], attrs["src"]) for tag, attrs in page.tags if tag == "img"]
+    assert shown == [
+        ("target: a <cat>", png("CCCC")), ("target: a dog", png("DDDD")),
+        (f"{unlearned}: a <cat>", png("AAAA")), (f"{unlearned}: a dog", png("BBBB")),
+    ]  # fmt: skip
+    assert not [tag for tag, _ in Page(render(report)).tags if tag == "img"]

@@ -6,8 +6,6 @@ transcripts of attacks. A problem that would import somebody's code is not built
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Sequence
 from functools import lru_cache
@@ -20,6 +18,7 @@ from pydantic import Field
 from expunge.app.examples import Chosen, Evidence
 from expunge.app.runs import Runs
 from expunge.errors import ExpungeError, Missing
+from expunge.evidence.pictures import as_png
 from expunge.files import canonical_json
 from expunge.problem import Problem
 from expunge.record import Record
@@ -340,24 +339,6 @@ class _Contents:
             return None
         value = self.problem.splits[split][int(row)][self.picture]
         return as_png(value)
-
-
-def as_png(value: Any) -> str:
-    """A picture as a data address: a PIL image, or numbers `[h, w]`, `[c, h, w]` or `[h, w, c]`, least to largest."""
-    from PIL import Image
-
-    if not isinstance(value, Image.Image):
-        pixels = np.asarray(value, dtype=np.float64)
-        if pixels.ndim == 3 and pixels.shape[0] in (1, 3):
-            pixels = np.moveaxis(pixels, 0, -1)
-        if pixels.ndim == 3 and pixels.shape[-1] == 1:
-            pixels = pixels[..., 0]
-        low, high = float(np.nanmin(pixels)), float(np.nanmax(pixels))
-        scaled = (pixels - low) / (high - low) if high > low else np.zeros_like(pixels)
-        value = Image.fromarray((255 * np.nan_to_num(scaled)).round().astype(np.uint8))
-    out = io.BytesIO()
-    value.convert("RGB" if value.mode not in ("L", "RGB") else value.mode).save(out, "PNG")
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
 
 
 def prompts_of(problem: Problem, split: str, rows: Sequence[int]) -> list[str] | None:

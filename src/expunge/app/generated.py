@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from pydantic import Field
 
-from expunge.app.contents import as_png
 from expunge.app.examples import Evidence
-from expunge.errors import Missing
+from expunge.evidence.pictures import as_png, square_image
 from expunge.record import Record
 
 
@@ -115,13 +112,5 @@ def gallery(
 
 
 def _pictures(found: Evidence, order: Sequence[int]) -> list[str]:
-    """PNG data of square images that were recorded as `[3 * H * W]` bytes."""
-    made = []
-    for flat in found.lists("image", order):
-        side = math.isqrt(len(flat) // 3)
-        if 3 * side * side != len(flat):
-            raise Missing(f"the images are not square: {len(flat)} values do not make three equal planes")
-        made.append(
-            as_png(Image.fromarray(np.asarray(flat, np.uint8).reshape(3, side, side).transpose(1, 2, 0)))
-        )
-    return made
+    """PNG data of the recorded images."""
+    return [as_png(square_image(flat)) for flat in found.lists("image", order)]

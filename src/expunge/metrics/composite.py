@@ -21,6 +21,11 @@ AVERAGED_TEXT = (
     ("mia-text-min-k", "forget"),
 )
 """Whether the answers are still likely, whether they are still said, and whether forget rows look trained on."""
+AVERAGED_IMAGES = (
+    ("unlearning-accuracy", "concept"),
+    *((f"{domain}-domain-retain-accuracy", "test") for domain in ("in", "cross")),
+)
+"""UnlearnCanvas' three accuracies."""
 
 
 def average_gap(judged: Judged, retrained: Sequence[Judged]) -> Score:
@@ -29,15 +34,17 @@ def average_gap(judged: Judged, retrained: Sequence[Judged]) -> Score:
     For classifiers over UA, RA, TA and MIA-efficacy, in percentage points (Fan et al., ICLR 2024,
     arXiv:2310.12508). Deviation: the efficacy is that of the held-out logistic attacker on the confidence,
     not of the SVC. For language models (those with a score `probability`), our counterpart of it: over probability and
-    ROUGE-L recall of the answers on forget and retain and the AUC of min-k, in percentage points. For regressors
-    (those with a score `mae`), whose errors have a unit, over the mean absolute errors on forget, retain and test, each
-    gap as a percentage of the retrained models' error.
+    ROUGE-L recall of the answers on forget and retain and the AUC of min-k, in percentage points; for image generators
+    (those with a score `unlearning-accuracy`) over unlearning, in-domain and cross-domain retain accuracy. For
+    regressors (those with a score `mae`), whose errors have a unit, over the mean absolute errors on forget, retain and
+    test, each gap as a percentage of the retrained models' error.
 
     The reference is the mean over `retrained`. Undefined where one of the scores is, with its reason.
     """
     measured = {score.metric for score in judged.scores}
     regression = "mae" in measured
-    averaged = AVERAGED_REGRESSION if regression else AVERAGED_TEXT if "probability" in measured else AVERAGED
+    known = {"mae": AVERAGED_REGRESSION, "probability": AVERAGED_TEXT, "unlearning-accuracy": AVERAGED_IMAGES}
+    averaged = next((found for metric, found in known.items() if metric in measured), AVERAGED)
     unit = "% of the retrained error" if regression else "percentage points"
 
     def value() -> float:

@@ -32,8 +32,15 @@ from expunge.report.vega import (
     tips,
 )
 
-UTILITY = (("accuracy", "test"), ("mae", "test"), ("accuracy", "retain"), ("mae", "retain"))
-"""What the horizontal axis of the first chart shows: the first of these that was measured."""
+AXES = (
+    *(
+        ((metric, split), (metric, "forget"))
+        for split in ("test", "retain")
+        for metric in ("accuracy", "mae")
+    ),
+    (("in-domain-retain-accuracy", "test"), ("unlearning-accuracy", "concept")),
+)
+"""Utility and forgetting, the axes of the first chart: the first pair that was measured."""
 LINE = 22
 """Pixels per model where models stand below one another."""
 
@@ -41,8 +48,10 @@ LINE = 22
 def forgetting_against_utility(section: ProblemSection) -> Spec | None:
     """A point per model and a larger one per method's mean; the box holds the retrained models."""
     table = section.results
-    across = next((k for k in UTILITY if table.find(*k) is not None), ("", ""))
-    i, j = table.find(*across), table.find(across[0], "forget")
+    utility, forgetting = next(
+        (pair for pair in AXES if table.find(*pair[0]) is not None), (("", ""), ("", ""))
+    )
+    i, j = table.find(*utility), table.find(*forgetting)
     if i is None or j is None:
         return None
     points, means = [], []

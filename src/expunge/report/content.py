@@ -51,12 +51,18 @@ MAIN = (
     ("zrf", "forget"),
     ("ece", "test"),
     ("r2", "test"),
+    ("unlearning-accuracy", "concept"),
+    ("concept-probability", "concept"),
+    *((f"{domain}-domain-retain-accuracy", "test") for domain in ("in", "cross")),
+    ("frechet-distance", "test"),
     ("average-gap", "run"),
 )
 """Columns of the main table, in this order; the others follow in further ones."""
 
 Losses = Mapping[str, Mapping[str, Sequence[float]]]
 """Per-example losses of one problem in nats: 'target', 'retrained' or a label -> split -> values."""
+Images = Mapping[str, Mapping[str, Sequence[Sequence[str]]]]
+"""Images that models of one problem made: split -> 'target', 'retrained' or a label -> (what was asked for, PNG)."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ class ReportInput:
     Attributes:
         scores: what was measured and judged.
         losses: per-example losses by problem name, for the distributions; binned, no single value is shown.
+        images: images that models made, by problem name.
         command: the command line that produces the same numbers again.
         passed: the study as it was passed, as YAML.
         effective: the study with every default filled in, as YAML.
@@ -73,6 +80,7 @@ class ReportInput:
 
     scores: ScoreFile
     losses: Mapping[str, Losses] = field(default_factory=dict)
+    images: Mapping[str, Images] = field(default_factory=dict)
     command: str = ""
     passed: str = ""
     effective: str = ""

@@ -19,13 +19,21 @@ from markupsafe import Markup
 from expunge.files import write_atomic
 from expunge.record import Verdict
 from expunge.report import breakdowns, charts
-from expunge.report.content import Losses, ProblemSection, Report, ReportInput, compose
+from expunge.report.content import Images, Losses, ProblemSection, Report, ReportInput, compose
 from expunge.report.findings import matrix
 from expunge.report.matrices import attack_matrices, cost_matrix
 from expunge.report.notation import scale, shown, shown_interval
 from expunge.report.palette import VARIABLES, css, theme
-from expunge.report.statements import DIRECTIONS, FINDINGS, JUDGEMENTS, counted, listed, split_name
-from expunge.report.tables import title_of
+from expunge.report.statements import (
+    DIRECTIONS,
+    FINDINGS,
+    JUDGEMENTS,
+    counted,
+    listed,
+    split_name,
+    split_rank,
+)
+from expunge.report.tables import Role, title_of
 from expunge.report.vega import Spec
 
 CAPTIONS = {
@@ -69,12 +77,14 @@ def write_report(given: ReportInput, folder: Path) -> Path:
     report = compose(given)
     page = folder / "report.html"
     write_atomic(folder / "report.json", report.model_dump_json(exclude_none=True))
-    write_atomic(page, render(report, given.losses))
+    write_atomic(page, render(report, given.losses, given.images))
     return page
 
 
-def render(report: Report, losses: Mapping[str, Losses] | None = None) -> str:
-    """The page as text; `losses` are those of `ReportInput`; without them their chart is left out."""
+def render(
+    report: Report, losses: Mapping[str, Losses] | None = None, images: Mapping[str, Images] | None = None
+) -> str:
+    """The page as text; `losses` and `images` are those of `ReportInput`; without them their parts are left out."""
     figures: list[dict[str, Figure]] = []
     specs: dict[str, Spec] = {}
     for number, section in enumerate(report.problems):
@@ -91,6 +101,7 @@ def render(report: Report, losses: Mapping[str, Losses] | None = None) -> str:
         report=report,
         measures={measure.name: measure for measure in report.measures},
         figures=figures,
+        samples=[sample_grids(section, (images or {}).get(section.name, {})) for section in report.problems],
         css=Markup(css() + asset("report.css")),
         scripts=[Markup(s) for s in scripts],
         policy=policy(scripts),
@@ -111,6 +122,30 @@ def chart_specs(section: ProblemSection, losses: Losses) -> dict[str, Spec]:
     }
     drawn |= {f"curve-{i}": spec for i, spec in enumerate(charts.attack_curves(section))}
     return {kind: spec for kind, spec in drawn.items() if spec is not None}
+
+
+@dataclass(frozen=True)
+class SampleGrid:
+    """Images that each model made of the same prompts and starting noise."""
+
+    split: str
+    asked: list[str]
+    rows: list[tuple[str, Role, list[str]]]
+    """Label, role and a PNG for each prompt."""
+
+
+def sample_grids(section: ProblemSection, images: Images) -> list[SampleGrid]:
+    """One grid per data set, in the order of the page: target and retrained models first, as in the tables."""
+    grids = []
+    for split in sorted(images, key=split_rank):
+        found = images[split]
+        roles = {("retrained" if role == "retrained" else label): role for label, role in section.labels}
+        rows = [
+            (label, role, [png for _, png in found[label]]) for label, role in roles.items() if label in found
+        ]
+        if rows:
+            grids.append(SampleGrid(split, [asked for asked, _ in found[rows[0][0]]], rows))
+    return grids
 
 
 @cache

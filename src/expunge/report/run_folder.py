@@ -12,11 +12,11 @@ from expunge.report.content import ReportInput
 
 
 def read_run_folder(folder: Path, command: str = "") -> ReportInput:
-    """What the records in `folder` (scores.json, losses.json, run.yaml) say; the last two may be absent.
+    """What the records in `folder` (scores.json, losses.json, images.json, run.yaml) say; all but the first may be absent.
 
     `command` is what reproduces the run; default: running its own run.yaml again.
     """
-    losses, specification = folder / "losses.json", folder / "run.yaml"
+    losses, images, specification = (folder / n for n in ("losses.json", "images.json", "run.yaml"))
     study = yaml.safe_load(specification.read_text()) if specification.exists() else {}
     passed, effective = (
         yaml.safe_dump(study[part], sort_keys=False, allow_unicode=True) if part in study else ""
@@ -25,6 +25,7 @@ def read_run_folder(folder: Path, command: str = "") -> ReportInput:
     return ReportInput(
         ScoreFile.read(folder / "scores.json"),
         read_json(losses) if losses.exists() else {},
+        read_json(images) if images.exists() else {},
         command or (f"expunge run {specification}" if study else ""),
         passed,
         effective,

@@ -35,6 +35,7 @@ DIRECTIONS = {
 
 SPLITS = {
     "forget": "forget set",
+    "concept": "prompts for the concept",
     "retain": "retain set",
     "test": "test",
     "ood": "shifted test",

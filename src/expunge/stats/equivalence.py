@@ -42,6 +42,9 @@ class Margin(NamedTuple):
 
 MARGINS: dict[str, Margin] = {
     "accuracy": Margin(0.05, "5 percentage points, which users notice; near the sampling error of 200 rows"),
+    "unlearning-accuracy": Margin(0.05, "5 percentage points of the images, as for accuracy"),
+    "*-retain-accuracy": Margin(0.05, "5 percentage points of the images, as for accuracy"),
+    "concept-probability": Margin(0.05, "5 percentage points of the judge's probability, as for accuracy"),
     "probability": Margin(0.05, "5 percentage points of an answer's probability, as for accuracy"),
     "rouge-*": Margin(0.05, "one word in twenty of the answers"),
     "mia-*": Margin(0.05, "5 points of AUC or efficacy: half of a weak attacker's edge (AUC 0.6)"),

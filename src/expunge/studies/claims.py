@@ -28,10 +28,14 @@ from expunge.studies.claim_words import HEADLINES, limits, statements
 UTILITY = (
     *((metric, split) for metric in ("accuracy", "mae") for split in ("retain", "test")),
     *((metric, "retain") for metric in ("probability", "rouge-l-recall")),
+    *((f"{domain}-domain-retain-accuracy", "test") for domain in ("in", "cross")),
 )
 """What must not be worse than in retrained models."""
-OUTPUT = tuple((metric, "forget") for metric in ("accuracy", "mae", "probability", "rouge-l-recall"))
-"""Plain behavior on the forget set."""
+OUTPUT = (
+    *((metric, "forget") for metric in ("accuracy", "mae", "probability", "rouge-l-recall")),
+    *((metric, "concept") for metric in ("unlearning-accuracy", "concept-probability")),
+)
+"""Plain behavior on what was to be forgotten."""
 MEMBERSHIP = (("mia-loss-logistic", "forget"), ("mia-text-min-k", "forget"))
 
 KINDS = (

@@ -26,6 +26,8 @@ RANKED: tuple[Key, ...] = (
     *(("accuracy", split) for split in ("forget", "retain", "test")),
     *(("mae", split) for split in ("forget", "retain", "test")),
     *((metric, split) for metric in ("probability", "rouge-l-recall") for split in ("forget", "retain")),
+    ("unlearning-accuracy", "concept"),
+    *((f"{domain}-domain-retain-accuracy", "test") for domain in ("in", "cross")),
     ("truth-ratio-distance", "forget"),
     ("extraction-strength", "forget"),
     ("corrected-accuracy", "affected"),

@@ -15,9 +15,12 @@ from expunge.stats.pareto import front_probability, pareto_front
 Key = tuple[str, str]
 """Metric and split."""
 
-FORGETTING: tuple[Key, ...] = (("accuracy", "forget"), ("mae", "forget"), ("probability", "forget"))
+FORGETTING: tuple[Key, ...] = (
+    ("accuracy", "forget"), ("mae", "forget"), ("probability", "forget"), ("unlearning-accuracy", "concept"),
+)  # fmt: skip
 UTILITY: tuple[Key, ...] = (
     ("accuracy", "test"), ("mae", "test"), ("probability", "retain"), ("accuracy", "retain"), ("mae", "retain"),
+    ("in-domain-retain-accuracy", "test"),
 )  # fmt: skip
 """The objectives of the Pareto front: the first of each that was measured."""
 

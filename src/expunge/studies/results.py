@@ -167,6 +167,9 @@ PROPERTIES = (
     *(("accuracy", split) for split in ("forget", "retain", "test")),
     *(("mae", split) for split in ("forget", "retain", "test")),
     *((metric, split) for metric in ("probability", "rouge-l-recall") for split in ("forget", "retain")),
+    ("unlearning-accuracy", "concept"),
+    ("concept-probability", "concept"),
+    *((f"{domain}-domain-retain-accuracy", "test") for domain in ("in", "cross")),
     ("mia-loss-logistic", "forget"),
     ("mia-text-min-k", "forget"),
 )

@@ -13,19 +13,17 @@ import yaml
 from expunge.errors import BadInput, did_you_mean
 from expunge.files import write_atomic
 from expunge.record import ScoreFile
-from expunge.studies.graph import Graph, build_graph
+from expunge.studies.graph import build_graph
 from expunge.studies.index import RunIndex
 from expunge.studies.jobs import Store
 from expunge.studies.progress import Display, RunProgress
 from expunge.studies.results import score_file
 from expunge.studies.runner import Outcome, run_graph
 from expunge.studies.runners import Runner
+from expunge.studies.samples import ImageSamples, LossSamples, image_samples, loss_samples
 from expunge.studies.spec import StudySpec, override, read_spec
 from expunge.studies.time_to_result import TimeTable, time_to_result
 from expunge.studies.tuning import Budget, Tuning, tune, with_found
-
-LossSamples = dict[str, dict[str, dict[str, list[float]]]]
-"""Per-example losses by problem, label and split."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,7 @@ class Finished:
     scores: ScoreFile
     outcome: Outcome
     losses: LossSamples
+    images: ImageSamples
     seconds: float
     tuning: Tuning | None = None
     """Every trial, where the study was tuned."""
@@ -126,8 +125,8 @@ def run_study(
     if tuning is not None:
         times = time_to_result(scores)
         write_atomic(folder / "time-to-result.json", times.model_dump_json(indent=1))
-    losses = loss_samples(graph, store)
-    return Finished(folder, scores, outcome, losses, time.perf_counter() - started, tuning, times)
+    losses, images = loss_samples(graph, store), image_samples(graph, store)
+    return Finished(folder, scores, outcome, losses, images, time.perf_counter() - started, tuning, times)
 
 
 def as_yaml(passed: dict[str, Any], spec: StudySpec, base: Path) -> str:
@@ -152,20 +151,3 @@ def _refuse_other_study(folder: Path, name: str) -> None:
         raise BadInput(
             f"'{folder}' exists and is no run; choose another name than '{name}' or another --runs folder"
         )
-
-
-def loss_samples(graph: Graph, store: Store) -> LossSamples:
-    """Losses of the first seed's models, for the distributions in the report; at most 2,000 per split, evenly spaced."""
-    made: LossSamples = {}
-    for row in graph.rows:
-        first = min(r.seed for r in graph.rows if r.problem == row.problem)
-        if row.seed != first or row.observe is None or not store.has(row.observe):
-            continue
-        for split in graph.problems[row.problem].splits:
-            evidence = store.evidence(row.observe, split)
-            if evidence is not None and "loss" in evidence.table.column_names:
-                label = "retrained" if row.method == "retrain" else row.label
-                made.setdefault(row.problem, {}).setdefault(label, {})[split] = (
-                    evidence["loss"].astype(float)[:: max(1, len(evidence) // 2000)].tolist()
-                )
-    return made

@@ -26,7 +26,13 @@ from expunge.data.specification import ProblemSpec
 from expunge.errors import BadInput, Missing
 from expunge.extras import load_extra
 from expunge.files import digest, read_json, write_atomic
-from expunge.metrics.composite import AVERAGED, AVERAGED_REGRESSION, AVERAGED_TEXT, average_gap
+from expunge.metrics.composite import (
+    AVERAGED,
+    AVERAGED_IMAGES,
+    AVERAGED_REGRESSION,
+    AVERAGED_TEXT,
+    average_gap,
+)
 from expunge.parameters import Parameters
 from expunge.record import Judged, Record, Score, Status
 from expunge.studies.graph import Graph, Job, Row, build_graph
@@ -293,7 +299,9 @@ def _round(
         for i, m in enumerate(tuning.methods)
         if i in proposed and m.problem == workload.problem
     ]
-    metrics = sorted({name for name, _ in (*AVERAGED, *AVERAGED_REGRESSION, *AVERAGED_TEXT)})
+    metrics = sorted(
+        {name for name, _ in (*AVERAGED, *AVERAGED_REGRESSION, *AVERAGED_TEXT, *AVERAGED_IMAGES)}
+    )
     return StudySpec(
         name=spec.name, problems=[workload.spec], methods=methods, seeds=[tuning.seed], metrics=metrics,
         device=spec.device, threads=spec.threads, reference=spec.reference,

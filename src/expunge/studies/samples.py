@@ -1,0 +1,72 @@
+"""What a run's first seed holds example by example, for the report to draw: losses, and the images that models made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from datasets import Dataset
+
+from expunge.evidence.pictures import as_png, square_image
+from expunge.studies.graph import Graph, Row
+from expunge.studies.jobs import Store
+
+LossSamples = dict[str, dict[str, dict[str, list[float]]]]
+"""Per-example losses by problem, label and split."""
+ImageSamples = dict[str, dict[str, dict[str, list[list[str]]]]]
+"""Pairs of what was asked for and a PNG, by problem, split and label; the same rows for every label."""
+
+MOST_LOSSES = 2000
+MOST_IMAGES = 8
+"""Per model and split, evenly spaced."""
+SIDE = 96
+"""Pixels of a sample; larger images are made smaller."""
+
+
+def loss_samples(graph: Graph, store: Store) -> LossSamples:
+    """Losses of the first seed's models, for the distributions in the report."""
+    made: LossSamples = {}
+    for row, observed in _first_seed(graph, store):
+        for split in graph.problems[row.problem].splits:
+            evidence = store.evidence(observed, split)
+            if evidence is not None and "loss" in evidence.table.column_names:
+                losses = evidence["loss"].astype(float)[:: max(1, len(evidence) // MOST_LOSSES)].tolist()
+                made.setdefault(row.problem, {}).setdefault(_shown(row), {})[split] = losses
+    return made
+
+
+def image_samples(graph: Graph, store: Store) -> ImageSamples:
+    """Images that the first seed's models made, from the same starting noise of the same rows."""
+    made: ImageSamples = {}
+    for row, observed in _first_seed(graph, store):
+        problem = graph.problems[row.problem]
+        for split, rows in problem.splits.items():
+            evidence = store.evidence(observed, split)
+            if evidence is None or "image" not in evidence.table.column_names:
+                continue
+            chosen = np.unique(np.linspace(0, len(evidence) - 1, MOST_IMAGES).round().astype(int))
+            images = evidence["image"][chosen]
+            pairs = [
+                [asked, as_png(square_image(image), SIDE)]
+                for asked, image in zip(_asked(rows, chosen), images, strict=True)
+            ]
+            made.setdefault(row.problem, {}).setdefault(split, {})[_shown(row)] = pairs
+    return made
+
+
+def _first_seed(graph: Graph, store: Store) -> Iterator[tuple[Row, str]]:
+    """Rows of each problem's first seed that were looked at, with the key of that look."""
+    first = {p: min(r.seed for r in graph.rows if r.problem == p) for p in {r.problem for r in graph.rows}}
+    for row in graph.rows:
+        if row.seed == first[row.problem] and row.observe is not None and store.has(row.observe):
+            yield row, row.observe
+
+
+def _shown(row: Row) -> str:
+    return "retrained" if row.method == "retrain" else row.label
+
+
+def _asked(rows: Dataset, chosen: np.ndarray) -> list[str]:
+    """What each chosen row asks a model to make."""
+    column = next((c for c in ("prompt", "label") if c in rows.column_names), "id")
+    return [str(v) for v in rows[column][chosen.tolist()]] if column != "id" else [""] * len(chosen)
