@@ -72,18 +72,18 @@ class ReportInput:
     Attributes:
         scores: what was measured and judged.
         losses: per-example losses by problem name, for the distributions; binned, no single value is shown.
-        images: images that models made, by problem name.
         command: the command line that produces the same numbers again.
         passed: the study as it was passed, as YAML.
         effective: the study with every default filled in, as YAML.
+        images: images that models made, by problem name.
     """
 
     scores: ScoreFile
     losses: Mapping[str, Losses] = field(default_factory=dict)
-    images: Mapping[str, Images] = field(default_factory=dict)
     command: str = ""
     passed: str = ""
     effective: str = ""
+    images: Mapping[str, Images] = field(default_factory=dict)
 
 
 class Procedure(Record):

@@ -25,8 +25,8 @@ def read_run_folder(folder: Path, command: str = "") -> ReportInput:
     return ReportInput(
         ScoreFile.read(folder / "scores.json"),
         read_json(losses) if losses.exists() else {},
-        read_json(images) if images.exists() else {},
         command or (f"expunge run {specification}" if study else ""),
         passed,
         effective,
+        read_json(images) if images.exists() else {},
     )
