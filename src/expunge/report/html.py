@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -130,7 +130,7 @@ class SampleGrid:
 
     split: str
     asked: list[str]
-    rows: Sequence[tuple[str, Role, list[str]]]
+    rows: list[tuple[str, Role, list[str]]]
     """Label, role and a PNG for each prompt."""
 
 
@@ -139,12 +139,11 @@ def sample_grids(section: ProblemSection, images: Images) -> list[SampleGrid]:
     grids = []
     for split in sorted(images, key=split_rank):
         found = images[split]
-        roles: dict[str, Role] = {
-            ("retrained" if role == "retrained" else label): role for label, role in section.labels
-        }
-        rows = [
-            (label, role, [png for _, png in found[label]]) for label, role in roles.items() if label in found
-        ]
+        rows: list[tuple[str, Role, list[str]]] = []
+        for label, role in section.labels:
+            name = "retrained" if role == "retrained" else label
+            if name in found:
+                rows.append((name, role, [png for _, png in found[name]]))
         if rows:
             grids.append(SampleGrid(split, [asked for asked, _ in found[rows[0][0]]], rows))
     return grids
