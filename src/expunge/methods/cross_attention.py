@@ -1,9 +1,10 @@
-"""Where text enters a denoiser: the key and value projections of cross-attention, and the embeddings that they read."""
+"""Where text enters a denoiser: projections and probabilities of cross-attention, and the embeddings that it reads."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, cast
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -70,3 +71,55 @@ def last_word(family: Diffusion, ids: Tensor) -> Tensor:
     ends = ids == family.tokenizer.eos_token_id
     first = torch.where(ends.any(1), ends.int().argmax(1), ids.shape[1])
     return (first - 1).clamp(min=0)
+
+
+def phrase_positions(family: Diffusion, phrase: str, input_ids: Tensor) -> Tensor:
+    """`[B, L]` bool: the tokens of `phrase` in each prompt of `input_ids`, as often as it occurs.
+
+    Raises:
+        BadInput: the phrase has no token of its own in this tokenizer.
+    """
+    wanted = family.tokenizer(phrase, add_special_tokens=False)["input_ids"]
+    if not wanted:
+        raise BadInput(f"'{phrase}' has no token of its own in this tokenizer; name the concept in other words")
+    found = torch.zeros_like(input_ids, dtype=torch.bool)
+    if len(wanted) > input_ids.shape[1]:
+        return found
+    starts = (input_ids.unfold(1, len(wanted), 1) == input_ids.new_tensor(wanted)).all(-1)
+    for offset in range(len(wanted)):
+        found[:, offset : offset + starts.shape[1]] |= starts
+    return found
+
+
+@contextlib.contextmanager
+def attention_probabilities(unet: nn.Module) -> Iterator[list[Tensor]]:
+    """Inside the block every call of `unet` appends its cross-attention probabilities, `[B, heads, pixels, tokens]` each.
+
+    The usual processors compute attention in one fused operation, in which probabilities never exist; here the plain one
+    is used, and the usual one put back. Both give the same up to rounding. Gradients flow.
+    """
+    from diffusers.models.attention_processor import AttnProcessor
+
+    caught: list[Tensor] = []
+    replaced: list[tuple[Any, Any]] = []
+
+    def recording(module: Any) -> Any:
+        usual = type(module).get_attention_scores
+
+        def scores(*args: Any, **more: Any) -> Tensor:
+            made = usual(module, *args, **more)
+            caught.append(made.unflatten(0, (-1, module.heads)))
+            return made
+
+        return scores
+
+    try:
+        for module in cast("dict[str, Any]", cross_attention(unet)).values():
+            replaced.append((module, module.processor))
+            module.set_processor(AttnProcessor())
+            module.get_attention_scores = recording(module)
+        yield caught
+    finally:
+        for module, processor in replaced:
+            vars(module).pop("get_attention_scores", None)
+            module.set_processor(processor)
