@@ -81,7 +81,9 @@ def phrase_positions(family: Diffusion, phrase: str, input_ids: Tensor) -> Tenso
     """
     wanted = family.tokenizer(phrase, add_special_tokens=False)["input_ids"]
     if not wanted:
-        raise BadInput(f"'{phrase}' has no token of its own in this tokenizer; name the concept in other words")
+        raise BadInput(
+            f"'{phrase}' has no token of its own in this tokenizer; name the concept in other words"
+        )
     found = torch.zeros_like(input_ids, dtype=torch.bool)
     if len(wanted) > input_ids.shape[1]:
         return found

@@ -84,7 +84,9 @@ class EDiff(Substituted):
         source="descent by value function has both, and this as its default",
     )
     eta: float = param(0.5, "share in phi", source="descent by value function", ge=0)
-    alpha: float = param(0.1, "weight of the constraint where it is fixed", source="UnlearnCanvas' port", ge=0)
+    alpha: float = param(
+        0.1, "weight of the constraint where it is fixed", source="UnlearnCanvas' port", ge=0
+    )
     inner_epochs: int = param(
         1, "passes over the forget set that find h*", source="UnlearnCanvas' port", ge=1
     )
@@ -108,7 +110,9 @@ class EDiff(Substituted):
         settings = {k: getattr(self, k) for k in (*Training.model_fields, *Substituted.model_fields)}
         inner = Substituted(**{**settings, "epochs": self.inner_epochs, "lora": None})
         # Other noise in every epoch, and a fresh optimizer; what it logs is its own.
-        place = replace(stage(state.workplace, "inner"), seed=state.workplace.seed + 1 + epoch, log=[], notes=[])
+        place = replace(
+            stage(state.workplace, "inner"), seed=state.workplace.seed + 1 + epoch, log=[], notes=[]
+        )
         with torch.enable_grad():
             Loop(inner, state.problem, clone(model), replace(place, checkpoint=None, on_step=None)).run()
         last = [entry["substitute"] for entry in place.log if entry["epoch"] == self.inner_epochs - 1]

@@ -54,7 +54,9 @@ class ForgetMeNot(Objective):
     part: DenoiserPart = param(
         "x", "what is trained", source="reference code: cross-attention, or the whole denoiser"
     )
-    epochs: int = param(35, "passes over the forget set", source="reference code: 35 steps of a few images", ge=0)
+    epochs: int = param(
+        35, "passes over the forget set", source="reference code: 35 steps of a few images", ge=0
+    )
     lr: float = param(2e-6, "learning rate", source="reference code", ge=0)
     optimizer: Literal["sgd", "adam", "adamw"] = param("adamw", "update rule", source="reference code")
 
