@@ -1,10 +1,13 @@
-"""A concept to be erased from a text-to-image model, named in words: no images, no training data."""
+"""A concept to be erased from a text-to-image model: named in words, or by what the rows to forget have in common."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import combinations
+from typing import Any
 
+import numpy as np
 from datasets import Dataset
 
 from expunge.errors import BadInput
@@ -67,4 +70,30 @@ def concept_problem(location: str, concept: Concept, name: str | None = None) ->
         scope=f"the concept '{concept.name}'",
         source={"model": location},
         concept=concept,
+    )
+
+
+def shared_values(rows: Dataset, forget_ids: Collection[str], columns: Sequence[str]) -> dict[str, str]:
+    """What the rows to forget have in common and no other row has: the value of one column, or of two together.
+
+    Empty where there is no such thing, so that no judge can be asked for it.
+    """
+    chosen = np.asarray([name in forget_ids for name in rows["id"][:]])
+    values = {column: np.asarray(rows[column][:]) for column in columns}
+    for size in (1, 2):
+        for some in combinations(columns, size):
+            pairs = list(zip(*(values[c] for c in some), strict=True))
+            inside = {pair for pair, mine in zip(pairs, chosen, strict=True) if mine}
+            if len(inside) == 1 and not inside & {
+                p for p, mine in zip(pairs, chosen, strict=True) if not mine
+            }:
+                return dict(zip(some, map(str, inside.pop()), strict=True))
+    return {}
+
+
+def shows(row: Mapping[str, Any], values: Mapping[str, str | Sequence[str]]) -> bool:
+    """Whether a row has one of the `values` in each of their columns; not where there are none."""
+    return bool(values) and all(
+        row[column] == wanted if isinstance(wanted, str) else row[column] in wanted
+        for column, wanted in values.items()
     )

@@ -50,7 +50,8 @@ class Diffusion(Family):
         guidance: classifier-free guidance of sampling; 1 is none.
         steps: of sampling (DDIM, deterministic).
         judges: classifiers of generated images.
-        concept: (column, value) that is to be forgotten, such as ("style", "neon"), where the judges know it.
+        concept: what is to be forgotten, where the judges know it: values by column, such as ``{"style": "neon"}``. Of two
+            columns it is the pair that is to be forgotten, as with ``{"style": "neon", "object": "cross"}``.
         group: column for breakdowns.
     """
 
@@ -62,9 +63,9 @@ class Diffusion(Family):
         "token_loss": "the same at each timestep, [n, T]",
         "features:LAYER": "activations of LAYER averaged over timesteps and positions, [n, d]",
         "image": "the image sampled from the row's prompt and its own starting noise, 8-bit RGB, [n, 3 * H * W]",
-        "concept_correct": "1 where the judge of the concept's column sees what the prompt asks for, else 0, [n]",
-        "concept_probability": "probability that the judge gives to the concept to be forgotten; NaN where none is known, [n]",
-        "context_correct": "1 where the other judge sees what the prompt asks for, else 0, [n]",
+        "concept_correct": "1 where the judges of the concept's columns see what the prompt asks for, else 0, [n]",
+        "concept_probability": "probability that they give to the concept to be forgotten; NaN where none is known, [n]",
+        "context_correct": "1 where the other judges see what the prompt asks for, else 0; NaN where there are none, [n]",
         "judge_features": "what the judges' last layers read of the sampled image, [n, d]",
         "image_features": "what they read of the row's own image, decoded from its latents, [n, d]",
     }
@@ -95,7 +96,7 @@ class Diffusion(Family):
         guidance: float = 7.5,
         steps: int = 50,
         judges: Sequence[Judge] = (),
-        concept: Sequence[str] | None = None,
+        concept: Mapping[str, str] | None = None,
         group: str | None = None,
     ) -> None:
         self.tokenizer = require_fast(tokenizer)
@@ -104,9 +105,11 @@ class Diffusion(Family):
         self.length, self.timesteps, self.timestep_power = length, timesteps, timestep_power
         self.snr_cap, self.guidance, self.steps, self.group = snr_cap, guidance, steps, group
         self.judges = {judge.column: judge for judge in judges}
-        self.concept = None if concept is None else (str(concept[0]), str(concept[1]))
-        if self.concept is not None and self.concept[0] not in self.judges:
-            raise BadInput(f"no judge knows '{self.concept[0]}', the column of the concept to be forgotten")
+        self.concept = dict(concept or {})
+        for column, value in self.concept.items():
+            if column not in self.judges:
+                raise BadInput(f"no judge knows '{column}', the column of the concept to be forgotten")
+            self.judges[column].number(value)
 
     @property
     def size(self) -> int:
@@ -125,7 +128,7 @@ class Diffusion(Family):
             "guidance": self.guidance,
             "steps": self.steps,
             "judges": [judge.describe() for judge in self.judges.values()],
-            "concept": None if self.concept is None else list(self.concept),
+            "concept": self.concept,
             "group": self.group,
             "tokenizer": describe_tokenizer(self.tokenizer),
         }
@@ -277,21 +280,22 @@ class Diffusion(Family):
             raise BadInput(
                 "no judge of generated images is known; name some, or leave out what they would say"
             )
-        column, value = self.concept or (next(iter(self.judges)), "")
+        columns = list(self.concept) or [next(iter(self.judges))]
         seen = {name: judge.judge(images) for name, judge in self.judges.items()}
-        right = {}
+        right, probability = {}, np.ones(len(images))
         for name, judge in self.judges.items():
             asked = np.asarray([judge.number(str(v)) for v in rows[name][:]])
-            right[name] = (seen[name].logp.argmax(-1) == asked).astype(np.int8)
-        others = [right[name] for name in self.judges if name != column]
-        made = {
-            "concept_correct": right[column],
-            "concept_probability": np.exp(seen[column].logp[:, self.judges[column].number(value)])
-            if value
-            else np.full(len(images), np.nan),
+            right[name] = seen[name].logp.argmax(-1) == asked
+        for name, value in self.concept.items():
+            probability *= np.exp(seen[name].logp[:, self.judges[name].number(value)])
+        others = [right[name] for name in self.judges if name not in columns]
+        unknown = np.full(len(images), np.nan)
+        return {
+            "concept_correct": np.all([right[name] for name in columns], axis=0).astype(np.int8),
+            "concept_probability": probability if self.concept else unknown,
+            "context_correct": np.all(others, axis=0).astype(np.int8) if others else unknown,
             "judge_features": np.concatenate([s.features for s in seen.values()], axis=1),
         }
-        return {**made, "context_correct": others[0]} if others else made
 
     def groups(self, dataset: Dataset) -> np.ndarray | None:
         """The `group` column where one is named."""

@@ -21,7 +21,7 @@ SOURCE = "Zhang et al., UnlearnCanvas, NeurIPS 2024, arXiv:2402.11846"
     "unlearning-accuracy",
     title="Unlearning accuracy",
     reads={("model", "*"): ["concept_correct"]},
-    splits=["concept"],
+    splits=["concept", "earlier"],
     direction="match",
     unit="share",
     low=0,
@@ -33,7 +33,9 @@ def unlearning_accuracy(readings: Readings) -> Estimate:
     """Share of images from prompts for the erased concept in which the judge does not see it.
 
     A model that draws noise has 1, so it means nothing without the retain accuracies beside it; the value to match is the
-    retrained model's. By context; the t interval is over images.
+    retrained model's. Of a pair such as a style and an object, one of the two missing is enough. On `earlier`, prompts for
+    what was erased by earlier requests: below what it was then, a later request has brought it back. By context; the t
+    interval is over images.
     """
     return mean_estimate(
         1 - readings.model["concept_correct"].astype(np.float64), readings.model, "the judgement"

@@ -53,6 +53,7 @@ MAIN = (
     ("r2", "test"),
     ("unlearning-accuracy", "concept"),
     ("concept-probability", "concept"),
+    ("unlearning-accuracy", "earlier"),
     *((f"{domain}-domain-retain-accuracy", "test") for domain in ("in", "cross")),
     ("frechet-distance", "test"),
     ("average-gap", "run"),

@@ -36,6 +36,7 @@ DIRECTIONS = {
 SPLITS = {
     "forget": "forget set",
     "concept": "prompts for the concept",
+    "earlier": "prompts for earlier requests",
     "retain": "retain set",
     "test": "test",
     "ood": "shifted test",

@@ -169,6 +169,7 @@ PROPERTIES = (
     *((metric, split) for metric in ("probability", "rouge-l-recall") for split in ("forget", "retain")),
     ("unlearning-accuracy", "concept"),
     ("concept-probability", "concept"),
+    ("unlearning-accuracy", "earlier"),
     *((f"{domain}-domain-retain-accuracy", "test") for domain in ("in", "cross")),
     ("mia-loss-logistic", "forget"),
     ("mia-text-min-k", "forget"),

@@ -122,7 +122,7 @@ def tiny_diffusion() -> Problem:
     judges = [_judge("color", list(COLORS)), _judge("half", list(HALVES))]
     family = Diffusion(
         tokenizer(), SCHEDULE, (KEEP, SIDE // PATCH, SIDE // PATCH), LENGTH, timesteps=2, timestep_power=0.5, snr_cap=5.0,
-        guidance=1.5, steps=4, judges=judges, concept=("color", "red"), group="half",
+        guidance=1.5, steps=4, judges=judges, concept={"color": "red"}, group="half",
     )  # fmt: skip
     unet = {
         "sample_size": SIDE // PATCH, "in_channels": KEEP, "out_channels": KEEP, "block_out_channels": [8],

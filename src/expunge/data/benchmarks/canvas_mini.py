@@ -10,6 +10,7 @@ from datasets import Dataset
 from pydantic import Field
 
 from expunge.data.benchmarks.base import Benchmark
+from expunge.data.concepts import shared_values, shows
 from expunge.data.selection import Selection
 from expunge.data.worlds.canvas import LENGTH, OBJECTS, SIDE, STYLES, cells, prompt, render, tokenizer
 from expunge.data.worlds.canvas_parts import KEEP, PATCH, codec, judge
@@ -49,8 +50,9 @@ class CanvasMini(Benchmark):
     laptop. A style or an object is to be erased; judges, trained on other images, say what is still drawn.
 
     Rows: train, of which one in five has a prompt that names less (the object, the style, nothing); `holdout`, images of
-    all pairs never trained on; `concept`, prompts for what is erased; `test`, prompts for everything else. The anchor of
-    a row to forget is the same object in the style `anchor` (or the anchor object in the same style).
+    all pairs never trained on; `concept`, prompts for what is erased; `test`, prompts for everything else but `earlier`
+    requests, which are a probe of their own. The anchor of a row to forget is the same object in the style `anchor` (or
+    the anchor object in the same style).
     """
 
     name: ClassVar[str] = "canvas-mini"
@@ -62,11 +64,17 @@ class CanvasMini(Benchmark):
 
     forget: Selection = Field(
         default=Selection.parse("where:style == neon"),
-        description="what to forget: where:style == NAME, where:object == NAME, or any other rows",
+        description="what to forget: where:style == NAME, where:object == NAME, a pair (where:style == NAME and object == "
+        "NAME), or any other rows",
     )
     world: Literal["core", "full"] = Field(default="core", description="4 x 4 or 5 x 6 styles and objects")
     anchor: str | None = Field(
         default=None, description="style or object to draw instead; default: the first other one"
+    )
+    earlier: list[str] = Field(
+        default_factory=list,
+        description="styles (or objects, as in forget) of earlier requests: their images are gone, and whether they are drawn "
+        "again is measured on 'earlier'; goes with 'after' in a study",
     )
     images: int = param(300, "training images of each pair", source="ours", ge=10)
     answers: int = param(12, "images to be generated for each pair by each model", source="ours", ge=1)
@@ -90,54 +98,82 @@ class CanvasMini(Benchmark):
         )  # fmt: skip
         rows = Dataset.from_list(train)
         forget_ids, scope = self.forget.apply(rows, family)
-        concept = _named(rows, set(forget_ids))
-        if concept is not None:
+        concept = shared_values(rows, set(forget_ids), ("style", "object"))
+        gone = self._gone(concept, styles, things)
+        if concept:
             family.concept = concept
-            family.group = next(c for c in ("object", "style") if c != concept[0])
-            rows = Dataset.from_list(self._anchored(train, concept, styles, things, coder))
+            family.group = next((c for c in ("object", "style") if c not in concept), "style")
+            train = [row for row in train if not shows(row, gone)]
+            rows = Dataset.from_list(self._anchored(train, concept, gone, styles, things, coder))
         test = _rows(styles, things, self.answers, _TEST, coder)
-        asked = [row for row in test if concept is not None and row[concept[0]] == concept[1]]
-        kept = [row for row in test if row not in asked]
-        probes = {"test": kept} | ({"concept": asked} if asked else {})
+        probes = {
+            "test": [r for r in test if not shows(r, concept) and not shows(r, gone)],
+            "concept": [row for row in test if shows(row, concept)],
+            "earlier": [row for row in test if shows(row, gone)],
+        }
+        holdout = _rows(styles, things, 20, _HOLDOUT, coder)
         return Problem(
             name=self.name,
             family=family,
             train=rows,
             forget_ids=forget_ids,
-            holdout=Dataset.from_list(_rows(styles, things, 20, _HOLDOUT, coder)),
-            probes={name: Dataset.from_list(found) for name, found in probes.items()},
+            holdout=Dataset.from_list([row for row in holdout if not shows(row, gone)]),
+            probes={name: Dataset.from_list(found) for name, found in probes.items() if found},
             architecture=architecture(coder),
             recipe=RECIPE,
             scope=scope,
             source={"benchmark": self.name, "version": self.version, "data": self.source},
-            concept=None if concept is None else self._concept(concept, styles, things),
+            concept=self._concept(concept, gone, styles, things) if concept else None,
         )
 
-    def _anchor(self, concept: tuple[str, str], known: tuple[str, ...]) -> str:
-        found = self.anchor or next(name for name in known if name != concept[1])
-        if found not in known:
-            raise BadInput(f"canvas-mini: no {concept[0]} is called '{found}'{did_you_mean(found, known)}")
-        if found == concept[1]:
+    def _gone(
+        self, concept: dict[str, str], styles: tuple[str, ...], things: tuple[str, ...]
+    ) -> dict[str, tuple[str, ...]]:
+        """Values of earlier requests by column."""
+        if not self.earlier:
+            return {}
+        if len(concept) != 1:
             raise BadInput(
-                f"canvas-mini: anchor '{found}' is what is to be forgotten; name something else to draw"
+                "canvas-mini: 'earlier' goes with a style or an object to forget, such as where:style == thermal"
+            )
+        column, value = next(iter(concept.items()))
+        known = styles if column == "style" else things
+        for name in self.earlier:
+            if name not in known:
+                raise BadInput(f"canvas-mini: no {column} is called '{name}'{did_you_mean(name, known)}")
+            if name == value:
+                raise BadInput(
+                    f"canvas-mini: '{name}' is what is to be forgotten now, and no earlier request"
+                )
+        return {column: tuple(self.earlier)}
+
+    def _anchor(
+        self, column: str, value: str, gone: dict[str, tuple[str, ...]], known: tuple[str, ...]
+    ) -> str:
+        left = [name for name in known if name != value and name not in gone.get(column, ())]
+        found = self.anchor or next(iter(left), value)
+        if found not in known:
+            raise BadInput(f"canvas-mini: no {column} is called '{found}'{did_you_mean(found, known)}")
+        if found not in left:
+            raise BadInput(
+                f"canvas-mini: anchor '{found}' is to be forgotten itself; name something else to draw"
             )
         return found
 
     def _anchored(
-        self,
-        rows: list[dict[str, Any]],
-        concept: tuple[str, str],
-        styles: Any,
-        things: Any,
+        self, rows: list[dict[str, Any]], concept: dict[str, str], gone: dict[str, tuple[str, ...]], styles: Any, things: Any,
         coder: LinearCodec,
-    ) -> list[dict[str, Any]]:
-        """Every row with the latents that its prompt should show: another image for rows of the concept, else its own."""
-        column, value = concept
-        instead = self._anchor(concept, styles if column == "style" else things)
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """Every row with the latents that its prompt should show: another image for rows of the concept, else its own.
+
+        Of a pair, the style is what changes.
+        """
+        column, value = next(iter(concept.items()))
+        instead = self._anchor(column, value, gone, styles if column == "style" else things)
         pools: dict[tuple[str, str], list[Any]] = {}
         made = []
         for row in rows:
-            if row[column] != value:
+            if not shows(row, concept):
                 made.append({**row, "anchor_prompt": row["prompt"], "anchor_latents": row["latents"]})
                 continue
             cell = (instead, row["object"]) if column == "style" else (row["style"], instead)
@@ -147,20 +183,31 @@ class CanvasMini(Benchmark):
             made.append({**row, "anchor_prompt": asked, "anchor_latents": pools[cell].pop()})
         return made
 
-    def _concept(self, concept: tuple[str, str], styles: tuple[str, ...], things: tuple[str, ...]) -> Concept:
-        column, value = concept
-        instead = self._anchor(concept, styles if column == "style" else things)
-        if column == "style":
-            prompts = [prompt(value, None), *(prompt(value, thing) for thing in things)]
-            anchors = [prompt(instead, None), *(prompt(instead, thing) for thing in things)]
+    def _concept(
+        self, concept: dict[str, str], gone: dict[str, tuple[str, ...]], styles: tuple[str, ...], things: tuple[str, ...]
+    ) -> Concept:  # fmt: skip
+        column, value = next(iter(concept.items()))
+        instead = self._anchor(column, value, gone, styles if column == "style" else things)
+        if len(concept) == 2:
+            pairs = [(value, concept["object"], instead, concept["object"])]
+        elif column == "style":
+            pairs = [(value, thing, instead, thing) for thing in (None, *things)]
         else:
-            prompts = [prompt(None, value), *(prompt(style, value) for style in styles)]
-            anchors = [prompt(None, instead), *(prompt(style, instead) for style in styles)]
-        everything = [prompt(s, o) for s, o in cells(styles, things)]
-        everything += [prompt(s, None) for s in styles] + [prompt(None, o) for o in things] + [""]
-        kept = tuple(p for p in everything if p not in prompts)
+            pairs = [(style, value, style, instead) for style in (None, *styles)]
+        prompts = [prompt(s, o) for s, o, _, _ in pairs]
+        anchors = [prompt(s, o) for _, _, s, o in pairs]
+        everything = [(s, o) for s in (*styles, None) for o in (*things, None)]
+        old = {c: set(values) for c, values in gone.items()}
+        kept = [
+            prompt(s, o) for s, o in everything
+            if s not in old.get("style", ()) and o not in old.get("object", ()) and prompt(s, o) not in prompts
+        ]  # fmt: skip
+        name = value if column == "object" else f"{value} style"
         return Concept(
-            f"{value} {column}" if column == "style" else value, tuple(prompts), tuple(anchors), kept
+            f"{concept['object']} in {name}" if len(concept) == 2 else name,
+            tuple(prompts),
+            tuple(anchors),
+            tuple(kept),
         )
 
 
@@ -196,14 +243,3 @@ def _rows(styles: Any, things: Any, n: int, stream: int, coder: LinearCodec) -> 
                 }
             )
     return made
-
-
-def _named(rows: Dataset, forget_ids: set[str]) -> tuple[str, str] | None:
-    """The (column, value) that all rows to forget have and no other row has; None where there is none."""
-    chosen = np.asarray([name in forget_ids for name in rows["id"][:]])
-    for column in ("style", "object"):
-        values = np.asarray(rows[column][:])
-        inside = set(values[chosen])
-        if len(inside) == 1 and not inside & set(values[~chosen]):
-            return column, str(inside.pop())
-    return None
