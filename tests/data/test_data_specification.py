@@ -352,7 +352,7 @@ def test_refusals_before_anything_is_read(fields: dict, message: str) -> None:
         ({"model": {"factory": "./own.py:nothing"}, "recipe": RECIPE}, "has no 'nothing'"),
         ({"model": factory(2, 2, "one.safetensors")}, r"'1.bias' has shape \(1,\), the model expects \(2,\)"),
         ({"model": factory(2, 2, "none.safetensors")}, "no weights at '.*none.safetensors'"),
-        ({"model": "."}, "holds neither expunge.json nor a transformers config.json"),
+        ({"model": "."}, "holds neither expunge.json, model_index.json"),
         ({"model": "./absent"}, "is no folder with a model; give a model's folder or a hub id"),
     ],
 )  # fmt: skip

@@ -15,9 +15,10 @@ from torch import nn
 
 from expunge.errors import BadInput, Missing
 from expunge.extras import load_extra
-from expunge.families import Architecture, Classifier, Family, Regressor, restore_family
+from expunge.families import Architecture, Classifier, Diffusion, Family, Regressor, restore_family
 from expunge.families.fitted import Answers, FittedModel, answers_of, json_options, unpickled
 from expunge.families.models import AUTO_CLASSES, fingerprint, load_folder, load_weights, read_weights
+from expunge.families.pipelines import load_pipeline
 from expunge.files import read_json
 from expunge.parameters import Parameters
 
@@ -122,10 +123,12 @@ def load_checkpoint(
     if (folder / "expunge.json").is_file():
         model, architecture, record = load_folder(folder, allow_pickle=allow_pickle)
         return Checkpoint(architecture, model.eval(), restore_family(record["family"]))
+    if (folder / "model_index.json").is_file():
+        return load_diffusion(str(folder))
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise BadInput(
-                f"'{folder}' holds neither expunge.json nor a transformers config.json; "
+                f"'{folder}' holds neither expunge.json, model_index.json (diffusers) nor config.json (transformers); "
                 "give a model's folder, a hub id, or {factory: package.module:function, weights: FILE}"
             )
         return _transformers(str(folder), allow_pickle)
@@ -239,6 +242,22 @@ def _transformers(location: str, allow_pickle: bool) -> Checkpoint:
     return Checkpoint(
         Architecture.of_transformers(model, task), model.eval(), location=location, config=config
     )
+
+
+def load_diffusion(location: str) -> Checkpoint:
+    """A Stable Diffusion pipeline, folder or hub id; sampled as its pipeline does by default unless told otherwise."""
+    model, tokenizer, schedule = load_pipeline(location)
+    config = model.config["unet"]
+    side = int(config["sample_size"])
+    longest = int(model.config["text_encoder"]["max_position_embeddings"])
+    family = Diffusion(
+        tokenizer,
+        schedule,
+        (int(config["in_channels"]), side, side),
+        min(int(tokenizer.model_max_length), longest),
+    )
+    architecture = Architecture(kind="diffusers", name="text-to-image", options=model.config)
+    return Checkpoint(architecture, model, family, location)
 
 
 @contextlib.contextmanager

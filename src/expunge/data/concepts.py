@@ -10,16 +10,12 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from expunge.data.checkpoints import load_diffusion
 from expunge.errors import BadInput
-from expunge.families import Architecture, Diffusion
-from expunge.families.pipelines import load_pipeline
 from expunge.problem import Concept, Problem
 
 TEMPLATES = ("{}", "a picture of {}", "an image of {}", "a painting of {}")
 """How a concept and its anchor are asked for."""
-
-GUIDANCE, STEPS = 7.5, 50
-"""Of sampling, as Stable Diffusion's pipelines have them by default."""
 
 
 def named_concept(name: str, anchor: str = "", preserve: Sequence[str] = ()) -> Concept:
@@ -46,15 +42,8 @@ def concept_problem(location: str, concept: Concept, name: str | None = None) ->
 
     Rows are prompts without images: methods that need images of the concept say so.
     """
-    model, tokenizer, schedule = load_pipeline(location)
-    config = model.config["unet"]
-    side = int(config["sample_size"])
-    length = min(
-        int(tokenizer.model_max_length), int(model.config["text_encoder"]["max_position_embeddings"])
-    )
-    family = Diffusion(
-        tokenizer, schedule, (int(config["in_channels"]), side, side), length, guidance=GUIDANCE, steps=STEPS
-    )
+    checkpoint = load_diffusion(location)
+    assert checkpoint.family is not None
     rows = [
         {"id": f"concept-{i}", "prompt": p, "anchor_prompt": a}
         for i, (p, a) in enumerate(zip(concept.prompts, concept.anchors, strict=True))
@@ -62,11 +51,11 @@ def concept_problem(location: str, concept: Concept, name: str | None = None) ->
     rows += [{"id": f"keep-{i}", "prompt": p, "anchor_prompt": p} for i, p in enumerate(concept.preserve)]
     return Problem(
         name=name or re.sub(r"[^a-z0-9]+", "-", concept.name.lower()).strip("-") or "concept",
-        family=family,
+        family=checkpoint.family,
         train=Dataset.from_list(rows),
         forget_ids=tuple(row["id"] for row in rows[: len(concept.prompts)]),
-        model=model,
-        architecture=Architecture(kind="diffusers", name="text-to-image", options=model.config),
+        model=checkpoint.model,
+        architecture=checkpoint.architecture,
         scope=f"the concept '{concept.name}'",
         source={"model": location},
         concept=concept,

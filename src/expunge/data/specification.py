@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from expunge.data.benchmarks.base import BENCHMARKS
-from expunge.data.checkpoints import Checkpoint, FactoryModel, fitting, load_checkpoint
+from expunge.data.checkpoints import Checkpoint, FactoryModel, fitting, load_checkpoint, load_diffusion
 from expunge.data.columns import (
     data_classes,
     encode_labels,
@@ -230,6 +230,11 @@ class ProblemSpec(Parameters):
         def load(reference: str | FactoryModel | Architecture | None) -> Checkpoint | None:
             if reference is None:
                 return None
+            drawing = self.benchmark is not None and BENCHMARKS[self.benchmark].family == "diffusion"
+            if drawing and isinstance(reference, str) and not (base / Path(reference).expanduser()).exists():
+                return load_diffusion(
+                    reference
+                )  # on the hub, only what is asked for tells pipelines from models
             return load_checkpoint(reference, base, allow_pickle=self.allow_pickle, notice=notice)
 
         checkpoint, pretrained, retrained = load(self.model), load(self.pretrained), load(self.retrained)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,8 @@ class Judgment(NamedTuple):
 class Judge:
     """An image classifier in a folder, of expunge or of `transformers`, that names one attribute of an image.
 
+    A classifier of `transformers` sees 8-bit pixels through its own processor.
+
     Args:
         column: the attribute; rows of data name its true value in the column of this name.
         folder: where the classifier is; ``cache:NAME`` for one that expunge made and keeps.
@@ -42,9 +45,14 @@ class Judge:
     def _loaded(self) -> tuple[torch.nn.Module, Any]:
         # The loaders know all families, this one included.
         from expunge.families import Classifier, restore_family
+        from expunge.families.images import Images
         from expunge.families.models import load_folder
 
         folder = cached(self.folder)
+        if (folder / "config.json").is_file():
+            model = _of_transformers(folder, len(self.classes))
+            family = Classifier(Images.from_processor(folder, "image", channels=3), self.classes)
+            return model.eval().requires_grad_(False), family
         if not (folder / "expunge.json").is_file():
             raise BadInput(f"there is no judge of '{self.column}' at '{folder}'; make the problem anew")
         model, _, record = load_folder(folder)
@@ -64,8 +72,12 @@ class Judge:
         try:
             with torch.inference_mode():
                 for part in pixels.split(batch_size):
-                    encoded = family.inputs.encode({family.inputs.column: list(part.numpy())})
-                    logp.append(torch.log_softmax(model(*encoded.values()).float(), -1))
+                    shown = part.numpy()
+                    if family.inputs.rescale < 1:  # made for 8-bit pictures
+                        shown = (shown * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
+                    encoded = family.inputs.encode({family.inputs.column: list(shown)})
+                    said = model(*encoded.values())
+                    logp.append(torch.log_softmax(getattr(said, "logits", said).float(), -1))
         finally:
             handle.remove()
         return Judgment(torch.cat(logp).numpy(), torch.cat(seen).numpy())
@@ -77,3 +89,22 @@ class Judge:
                 f"the judge of '{self.column}' does not know '{name}'; it knows {', '.join(self.classes)}"
             )
         return self.classes.index(name)
+
+
+def _of_transformers(folder: Path, outputs: int) -> torch.nn.Module:
+    """An image classifier as `transformers` saves it, in safetensors."""
+    from transformers import AutoModelForImageClassification
+
+    try:
+        model = AutoModelForImageClassification.from_pretrained(
+            folder, use_safetensors=True, dtype=torch.float32
+        )
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"'{folder}' is no image classifier in safetensors: {str(error).splitlines()[0]}"
+        ) from None
+    if model.config.num_labels != outputs:
+        raise BadInput(
+            f"the judge at '{folder}' has {model.config.num_labels} classes, but {outputs} are to be told apart"
+        )
+    return model

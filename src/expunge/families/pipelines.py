@@ -61,6 +61,25 @@ class DiffusionModel(nn.Module):
             return self.vae.decode(latents)
         return self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False)[0]  # pyright: ignore
 
+    def encode_images(self, images: Tensor) -> Tensor:
+        """`[N, 3, H, W]` images in -1 to 1 to `[N, C, h, w]` latents; of a variational encoder the mean."""
+        if self.vae is None:
+            raise BadInput("the model has no encoder, so images cannot be turned into its latents")
+        if isinstance(self.vae, LinearCodec):
+            return self.vae.encode(images)
+        weight = next(self.vae.parameters())
+        coded = self.vae.encode(images.to(weight)).latent_dist.mean  # pyright: ignore
+        return coded * self.vae.config.scaling_factor  # pyright: ignore
+
+    @property
+    def side(self) -> int:
+        """Pixels of an image's side."""
+        latent = int(self.unet.config.sample_size)  # pyright: ignore
+        if isinstance(self.vae, LinearCodec):
+            return latent * self.vae.patch
+        factor = 1 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)  # pyright: ignore
+        return latent * factor
+
     @property
     def config(self) -> dict[str, Any]:
         """Configurations of the parts, as plain data; what `build` makes the same architecture of."""
@@ -157,6 +176,7 @@ def load_pipeline(location: str | Path) -> tuple[DiffusionModel, Any, dict[str, 
     Safety checkers are left out: they are filters around a model, not part of it. Only safetensors are read.
     """
     library = diffusers()
+    library.utils.logging.disable_progress_bar()
     try:
         pipe = library.StableDiffusionPipeline.from_pretrained(
             location, safety_checker=None, feature_extractor=None, use_safetensors=True

@@ -59,6 +59,9 @@ class Cost:
     """Parameters whose value changed."""
     parameters: int
     """Parameters in all."""
+    stored_bytes: int
+    """What has to be kept beside the target to have the unlearned model too: tensors in which a parameter changed or is
+    new, or the low-rank adapters that were merged."""
 
 
 @dataclass(frozen=True)
@@ -183,11 +186,13 @@ class Method(Parameters):
                 raise ExpungeError(
                     f"method '{self.name}' produced NaN or infinite weights in '{name}'; lower its learning rate or epochs"
                 )
-        changed, total = changed_parameters(target, produced)
+        changed, total, stored = changed_parameters(target, produced)
+        if workplace.adapter is not None:
+            stored = sum(t.nbytes for t in workplace.adapter.weights.values())
         if keeps_target(target, produced):
             workplace.notes.append(FILTERED)
         cost = Cost(
-            seconds, memory.bytes, meter.examples, meter.examples / len(problem.train), changed, total
+            seconds, memory.bytes, meter.examples, meter.examples / len(problem.train), changed, total, stored
         )
         return Forgotten(produced, cost, workplace.log, workplace.notes, workplace.adapter)
 
@@ -205,22 +210,24 @@ def keeps_target(target: nn.Module, model: nn.Module) -> bool:
     return isinstance(model, Composed) and not changed_parameters(innermost(target), innermost(model))[0]
 
 
-def changed_parameters(before: nn.Module, after: nn.Module) -> tuple[int, int]:
-    """How many parameters have another value (or none to compare with), and how many there are.
+def changed_parameters(before: nn.Module, after: nn.Module) -> tuple[int, int, int]:
+    """How many parameters have another value (or none to compare with), how many there are, and the bytes of changed tensors.
 
     The base of a composed model is compared with the model that it was.
     """
     old = dict(before.named_parameters())
     inside = {id(p): name for name, p in innermost(after).named_parameters()}
-    changed = total = 0
+    changed = total = stored = 0
     for name, parameter in after.named_parameters():
         total += parameter.numel()
         other = old.get(name, old.get(inside.get(id(parameter), "")))
         if other is None or other.shape != parameter.shape:
-            changed += parameter.numel()
+            different = parameter.numel()
         else:
-            changed += int((parameter.detach().cpu() != other.detach().cpu()).sum())
-    return changed, total
+            different = int((parameter.detach().cpu() != other.detach().cpu()).sum())
+        changed += different
+        stored += parameter.nbytes if different else 0
+    return changed, total, stored
 
 
 class Edit(Method):

@@ -102,9 +102,7 @@ def cross_domain_retain_accuracy(readings: Readings) -> Estimate:
     On `test`, prompts that do not name the concept, as the benchmark's README says; on `concept`, whether the rest of a
     prompt is still followed when its concept is erased. The t interval is over images.
     """
-    return mean_estimate(
-        readings.model["context_correct"].astype(np.float64), readings.model, "the judgement"
-    )
+    return mean_estimate(_context(readings.model["context_correct"]), readings.model, "the judgement")
 
 
 @metric(
@@ -121,9 +119,15 @@ def cross_domain_retain_accuracy(readings: Readings) -> Estimate:
 )
 def published_cross_domain_retain_accuracy(readings: Readings) -> Estimate:
     """As the benchmark's script computes it: over all prompts, those that name the erased concept included."""
-    values = np.concatenate([readings["model", s]["context_correct"] for s in ("test", "concept")])
+    values = _context(np.concatenate([readings["model", s]["context_correct"] for s in ("test", "concept")]))
     values = finite_values(values, "the judgement")
     return Estimate(float(values.mean()), len(values), t_interval(values, over="examples"))
+
+
+def _context(values: np.ndarray) -> np.ndarray:
+    if np.isnan(values).all():
+        raise Undefined("the concept takes all that the judges look at, so there is no context")
+    return values.astype(np.float64)
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:

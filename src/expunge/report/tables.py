@@ -30,6 +30,10 @@ COSTS = {
         "Examples that went through a model, divided by the number of training rows.",
     ),
     "passes-ratio": ("Passes over the data", "Passes divided by those of retraining from scratch."),
+    "stored-bytes": (
+        "Storage",
+        "What has to be kept beside the target to have the unlearned model too: changed tensors, or merged adapters.",
+    ),
     "changed-share": (
         "Changed parameters",
         "Share of the parameters whose value differs from the target model's.",

@@ -101,6 +101,8 @@ def cost_scores(cost: dict[str, Any] | None) -> list[Score]:
             )
         else:
             scores.append(_cost(metric, unit, float(cost[field])))
+    if "stored_bytes" in cost:  # records of earlier versions have none
+        scores.append(_cost("stored-bytes", "bytes", float(cost["stored_bytes"])))
     if not cost["parameters"]:
         return [*scores, _cost("changed-share", "share of parameters", None, "the model has no parameters")]
     return [*scores, _cost("changed-share", "share of parameters", cost["changed"] / cost["parameters"])]
