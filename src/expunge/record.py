@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from expunge.files import read_json, write_atomic
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 Status = Literal["ok", "undefined", "not_applicable", "failed"]
 Direction = Literal["higher", "lower", "match"]
@@ -123,6 +123,10 @@ class Judged(Record):
     passed: dict[str, Any] = Field(default_factory=dict, description="parameters as passed")
     effective: dict[str, Any] = Field(default_factory=dict, description="parameters in effect")
     seed: int
+    init: int | None = Field(
+        default=None,
+        description="seed of the fresh weights of target and retrained model, where it is not `seed`",
+    )
     model_id: str | None = Field(default=None, description="fingerprint of the model's weights")
     status: Status = "ok"
     reason: str = ""

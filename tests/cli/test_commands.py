@@ -209,6 +209,21 @@ def test_compare_puts_equal_problems_into_one_table(ran: Path, expunge: Run) -> 
         assert by_label[one.label, one.seed].score("mae", "test") == one.score("mae", "test")
 
 
+def test_compare_says_where_the_spread_comes_from_and_what_it_cannot_tell(ran: Path, expunge: Run) -> None:
+    asked = ("compare", "runs/first", "--variance", "--items", "--metric", "mae@test")
+    found = ComparedScores.model_validate(expunge(*asked, "--out", "compared", "--json").json).comparison
+    assert [(v.label, v.metric, v.runs) for v in found.variance] == [
+        (label, "mae", 2) for label in ("target", "retrain", "fine-tune")
+    ]
+    parts = {p.factor: p for p in found.variance[0].parts}
+    assert parts["residual"].share == 1.0 and "every run has a level of its own" in parts["seed"].reason
+    assert found.difficulty[0].reason.startswith("no stored evidence says who answered")
+    shown = expunge(*asked)
+    assert "where the spread comes from" in shown.out and "no difficulty of probes" in shown.out
+    page = Path("compared/comparison.html").read_text()
+    assert "Where the spread comes from" in page and "no stored evidence says" in page
+
+
 def test_report_is_written_again_from_records_alone(ran: Path, expunge: Run) -> None:
     before = Path("runs/first/report.json").read_text()
     Path("runs/first/report.html").unlink()

@@ -165,3 +165,25 @@ def test_refusals_and_nothing_to_rank():
     alone = compare_scores(file(model("a", 0, accuracy__test=0.9)))
     assert alone.task is None and alone.notes == ["nothing to rank: 0 methods on 0 ballots"]
     assert alone.excluded == {"a": "no other method has a value of the same score"}
+
+
+def test_examples_of_one_group_are_resampled_together():
+    # Fifty examples of one author say a, fifty of the other b: with two authors drawn, a quarter of the draws are all a's.
+    a = np.repeat([1.0, 0.0], 50)
+    values, authors = {"a": a, "b": 1 - a}, np.repeat(["x", "y"], 50)
+    judged = [model(m, s, accuracy__test=0.9) for m in ("a", "b") for s in range(2)]
+
+    def first(clusters: np.ndarray | None) -> tuple[float, str]:
+        found = compare_scores(
+            file(*judged), instances=[InstanceTable("p", "test", values, clusters)]
+        ).instance
+        assert found is not None
+        share = next(s.first for s in found.standings if s.label == "a")
+        assert share is not None
+        return share, found.resampled
+
+    alone, over = first(None)
+    assert alone == pytest.approx(0.46, abs=0.05) and "groups" not in over  # (1 - P(50 of 100)) / 2
+    together, over = first(authors)
+    assert together == pytest.approx(0.25, abs=0.05) and over.endswith("in whole groups where they have some")
+    assert first(np.repeat(["x"], 100))[1] == first(None)[1]  # one group leaves nothing to resample

@@ -13,7 +13,11 @@ from expunge.errors import BadInput
 from expunge.record import Judged, ScoreFile
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from expunge.studies.comparison import Comparison, Floor, Front
+    from expunge.studies.probe_difficulty import Difficulty
+    from expunge.studies.spread import Variance
     from expunge.studies.standings import Ranking
 
 Score = "METRIC@SPLIT"
@@ -41,6 +45,20 @@ def compare(
             help="An axis of the Pareto front; give two or more. Default: forgetting and utility.",
         ),
     ] = None,
+    variance: Annotated[
+        bool,
+        typer.Option(
+            "--variance",
+            help="How much of the spread between runs is the data, the initialization, the order.",
+        ),
+    ] = False,
+    items: Annotated[
+        bool,
+        typer.Option(
+            "--items",
+            help="How hard each probe is to retrained models, and what methods answer at equal difficulty.",
+        ),
+    ] = False,
     resamples: Annotated[int, typer.Option(min=100, max=100_000, help="Of the bootstrap.")] = 1000,
     out: Annotated[
         Path | None, typer.Option(help="Folder to write comparison.html and comparison.json to.")
@@ -52,21 +70,27 @@ def compare(
     Rows about the same problem (same data, split, model and recipe) stand in one table. Runs need not have the same methods.
     """
     from expunge.files import write_atomic
-    from expunge.studies.comparison import ComparedScores, compare_scores, ranked_metrics
+    from expunge.studies.comparison import ComparedScores, chosen_scores, compare_scores, ranked_metrics
     from expunge.studies.instances import instance_tables
+    from expunge.studies.probe_difficulty import difficulties
+    from expunge.studies.spread import variances
 
     floors = [_floor(text) for text in floor or []]
     merged = merge([read_run(path) for path in runs])
+    stores = list(dict.fromkeys(run.parent / "store" for run in runs if run.is_dir()))
+    metrics = "all" if metric == ["all"] else ranked_metrics(metric) if metric else None
     comparison = compare_scores(
         merged,
-        metrics="all" if metric == ["all"] else ranked_metrics(metric) if metric else None,
+        metrics=metrics,
         floors=floors,
         objectives=ranked_metrics(objective or []),
-        instances=instance_tables(
-            merged, dict.fromkeys(run.parent / "store" for run in runs if run.is_dir())
-        ),
+        instances=instance_tables(merged, stores),
         resamples=resamples,
     )
+    if variance:
+        comparison.variance = variances(merged, chosen_scores(merged, metrics))
+    if items:
+        comparison.difficulty = difficulties(merged, stores)
     found = ComparedScores(**dict(merged), comparison=comparison)
     if out is not None:
         from expunge.report.comparison import render_comparison
@@ -106,7 +130,7 @@ def merge(files: list[ScoreFile]) -> ScoreFile:
                 names[problem["fingerprint"]] = name
                 problems.append({**problem, "name": name})
         for one in file.judged:
-            identity = (one.problem_id, one.model_id or one.label, one.label, one.seed)
+            identity = (one.problem_id, one.model_id or one.label, one.label, one.seed, one.init)
             if identity not in seen:
                 seen.add(identity)
                 judged.append(_raw(one, names[one.problem_id]))
@@ -142,6 +166,10 @@ def print_comparison(found: Comparison) -> None:
             _print_ranking(ranking, title)
     for front in found.fronts:
         _print_front(front)
+    for name in dict.fromkeys(", ".join(v.problems) for v in found.variance):
+        _print_variance(name, [v for v in found.variance if ", ".join(v.problems) == name])
+    for difficulty in found.difficulty:
+        _print_difficulty(difficulty)
     changed = [w for w in found.without if w.moved]
     if found.without:
         rows = [[w.metric, "" if w.tau is None else f"{w.tau:.2f}", ", ".join(w.leaders)] for w in changed]
@@ -203,6 +231,66 @@ def _print_front(front: Front) -> None:
         for n, d in zip(front.objectives, front.directions, strict=True)
     ]
     print_table(["method", *arrows, "on the front", "P(front)"], rows, f"{front.problem}: Pareto front")
+    sys.stdout.write("\n")
+
+
+def _print_variance(problems: str, found: Sequence[Variance]) -> None:
+    factors = list(dict.fromkeys(p.factor for v in found for p in v.parts if p.deviation is not None))
+    rows = []
+    for v in found:
+        shares = {p.factor: p.share for p in v.parts if p.deviation is not None}
+        rows.append(
+            [
+                v.label, f"{v.metric}@{v.split}", str(v.runs), f"{v.mean:.4g}",
+                "" if v.deviation is None else f"{v.deviation:.2g}",
+                "" if v.interval is None else f"{v.interval.low:.2g}–{v.interval.high:.2g}",
+                "" if v.examples is None else f"{v.examples:.2g}",
+                *("" if (s := shares.get(f)) is None else f"{s:.0%}" for f in factors),
+            ]
+        )  # fmt: skip
+    columns = ["method", "score", "runs", "mean", "sd of runs", "95 %", "se of examples", *factors]
+    print_table(columns, rows, f"{problems}: where the spread comes from")
+    reasons = dict.fromkeys(f"{p.factor}: {p.reason}" for v in found for p in v.parts if p.reason)
+    for line in reasons:
+        sys.stdout.write(f"  {line}\n")
+    sys.stdout.write("\n")
+
+
+def _print_difficulty(found: Difficulty) -> None:
+    if found.reason:
+        sys.stdout.write(f"{found.problem}: no difficulty of probes; {found.reason}\n\n")
+        return
+    labels = list(dict.fromkeys(label for s in found.strata for label in s.right))
+    rows = [
+        [
+            f"{s.split}, {s.name}",
+            str(s.n),
+            f"{s.low:+.2f} to {s.high:+.2f}",
+            *(_share(s.right.get(label)) for label in labels),
+        ]
+        for s in found.strata
+    ]
+    title = f"{found.problem}: share right by difficulty ({found.model} model of {found.respondents} retrained models)"
+    print_table(["probes", "n", "difficulty", *labels], rows, title)
+    sys.stdout.write("\n")
+    over = "" if found.clusters is None else f"; intervals over {found.clusters} groups"
+    rows = [
+        [
+            m.label,
+            str(m.n),
+            f"{m.difference:+.3f}",
+            "" if m.excess is None else f"{m.excess:+.3f}",
+            "" if m.interval is None else f"{m.interval.low:+.3f} to {m.interval.high:+.3f}",
+            "" if m.p_value is None else f"{m.p_value:.2g}",
+        ]
+        for m in found.matched
+    ]
+    title = f"{found.problem}: forget probes minus {found.control} probes of equal difficulty{over}"
+    print_table(["method", "probes", "difference", "minus retrained", "95 %", "p"], rows, title)
+    if found.unmatched:
+        sys.stdout.write(
+            f"  {found.unmatched} forget probes have no {found.control} probe of equal difficulty\n"
+        )
     sys.stdout.write("\n")
 
 

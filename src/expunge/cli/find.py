@@ -14,7 +14,7 @@ from expunge.cli import problem as options
 from expunge.cli.output import Json, Set, notice, print_json, print_table
 from expunge.errors import BadInput
 
-app = typer.Typer(help="Find which rows matter, and write their ids for --forget.", no_args_is_help=True)
+app = typer.Typer(help="Find which rows matter, and which give probes away.", no_args_is_help=True)
 
 EXAMPLE = "Example: expunge find worst-case --benchmark digits --size 50 --out ids.txt"
 
@@ -149,6 +149,70 @@ def path_dependence(
         ]  # fmt: skip
         print_table(columns, rows, f"{built.name}: {quantity} on {split}, by order of the stages")
         sys.stdout.write("\n")
+
+
+@app.command(
+    "contamination",
+    epilog="Example: expunge find contamination --benchmark tofu-mini",
+)
+def contamination(
+    problem: options.ProblemFile = None,
+    benchmark: options.Benchmark = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Model, whose tokenizer reads the data: folder or hub id, as in forget."),
+    ] = None,
+    data: options.Data = None,
+    forget: options.Forget = None,
+    family: options.Family = None,
+    holdout: options.Holdout = None,
+    test: options.Test = None,
+    target_column: options.Column = None,
+    id_column: options.IdColumn = None,
+    inputs: options.Inputs = None,
+    ngram: Annotated[int, typer.Option(min=1, help="Words in a row that count as a trace.")] = 13,
+    allow_pickle: options.AllowPickle = False,
+    json: Json = False,
+) -> None:
+    """Find probes that stand in the training data, and retain rows that repeat what is to be forgotten.
+
+    A probe that was trained on shows nothing about models that never saw it (probes of what is to be kept may be), and a
+    copy of a forget row among the rows to keep teaches it again. Texts are compared by n-grams and near-duplicates, everything
+    else by equal inputs; paraphrases are not found.
+    """
+    from dataclasses import asdict
+
+    from expunge.find.contamination import contamination as compare
+
+    built = options.problem_spec(
+        problem, benchmark=benchmark, model=model, data=data, family=family, holdout=holdout, test=test,
+        target=target_column, id=id_column, inputs=options.columns(inputs), allow_pickle=allow_pickle,
+        forget=forget or (None if data is None else "fraction=0.1"),
+    ).build(Path.cwd(), notice=notice)  # fmt: skip
+    found = compare(built, ngram)
+    if json:
+        print_json({"problem": built.card(), "contamination": [asdict(c) for c in found]})
+        return
+    rows = [
+        [f"{c.split} in {c.against}", str(c.n), *(_count(v) for v in (c.exact, c.overlapping, c.near)),
+         "" if c.longest is None else f"{c.longest:.0%}"]
+        for c in found
+    ]  # fmt: skip
+    columns = ["rows", "n", "equal", f"{ngram} words in common", "near-duplicates", "longest run"]
+    print_table(columns, rows, f"{built.name}: what probes share with rows trained on, and forget rows with those to keep")
+    for c in found:
+        if c.reason:
+            sys.stdout.write(f"  {c.split} in {c.against}: undefined; {c.reason}\n")
+        for pair in c.pairs:
+            sys.stdout.write(
+                f"  {c.split} '{pair.probe}' is like {c.against} '{pair.row}': {pair.similarity:.2f}\n"
+            )
+    if not any(c.found or c.reason for c in found):
+        sys.stdout.write("  nothing found\n")
+
+
+def _count(value: int | None) -> str:
+    return "" if value is None else str(value)
 
 
 def _number(value: float | None) -> str:

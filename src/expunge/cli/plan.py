@@ -14,14 +14,28 @@ from expunge.cli.output import Json, Set, notice, print_json, print_table
 Study = Annotated[str, typer.Argument(help="YAML, TOML or JSON file, or the name of an embedded study.")]
 
 
-def validate(study: Study, set_: Set = None, json: Json = False) -> None:
+def validate(
+    study: Study,
+    set_: Set = None,
+    contamination: Annotated[
+        bool,
+        typer.Option("--contamination", help="Also read all rows, and say which probes were trained on."),
+    ] = False,
+    json: Json = False,
+) -> None:
     """Check a study and list every problem in it at once. Exit code 2 if there is one."""
-    from expunge.studies.plan import faults_of
+    from expunge.studies.plan import contaminated, faults_of
 
     faults, skipped = faults_of(study, set_ or [], notice)
+    shared = contaminated(study, set_ or [], notice) if contamination and not faults else []
     if json:
-        print_json({"valid": not faults, "faults": faults, "skipped": skipped})
+        print_json(
+            {"valid": not faults, "faults": faults, "skipped": skipped}
+            | ({"contamination": shared} if contamination else {})
+        )
     else:
+        for line in shared:
+            sys.stdout.write(f"contamination: {line}\n")
         for fault in faults:
             sys.stdout.write(f"fault: {fault}\n")
         for line in skipped:

@@ -35,5 +35,6 @@ class Retrain(Method):
         if recipe is None:
             raise AssertionError("checked by `needs`")
         # Another stream than the target's: a retrained model that shares its initial weights is not independent.
-        fresh = problem.fresh_model(workplace.seed + 7_919).to(workplace.device)
+        init = workplace.seed if workplace.init is None else workplace.init
+        fresh = problem.fresh_model(init + 7_919).to(workplace.device)
         return fit(problem, fresh, "retain", recipe, workplace)

@@ -96,6 +96,8 @@ class Workplace:
     notes: list[str] = field(default_factory=list)
     adapter: SavedAdapter | None = None
     """The low-rank adapters that the run trained, before they were merged."""
+    init: int | None = None
+    """Seed of the fresh weights of a training from scratch; None means `seed`, which everything else is drawn by."""
 
     def generator(self, *purpose: int) -> torch.Generator:
         """A random generator of its own for one purpose, fixed by the seed."""

@@ -12,6 +12,7 @@ from expunge.report.palette import VARIABLES, css, theme
 from expunge.report.vega import Spec, chart, label_axis, quantity, roles, rounded, tips
 from expunge.studies.comparison import Comparison
 from expunge.studies.fronts import Front
+from expunge.studies.spread import Variance
 from expunge.studies.standings import Ranking, Standing
 
 CAPTIONS = {
@@ -56,8 +57,14 @@ def render_comparison(name: str, comparison: Comparison) -> str:
             scripts=[Markup(s) for s in scripts],
             policy=policy(scripts),
             charts=json_for_html({"config": theme(VARIABLES), "specs": specs}),
+            undefined_parts=_undefined,
         )
     )
+
+
+def _undefined(found: Sequence[Variance]) -> list[tuple[str, str]]:
+    """Factors that the runs do not tell, each reason once."""
+    return list(dict.fromkeys((p.factor, p.reason) for v in found for p in v.parts if p.reason))
 
 
 def rank_intervals(ranking: Ranking) -> Spec | None:

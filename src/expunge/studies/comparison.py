@@ -20,6 +20,8 @@ from expunge.errors import BadInput, did_you_mean
 from expunge.record import Direction, Judged, Record, ScoreFile
 from expunge.stats.borda import borda, ranks_of
 from expunge.studies.fronts import Front, Key, fronts_of, goodness
+from expunge.studies.probe_difficulty import Difficulty
+from expunge.studies.spread import Variance
 from expunge.studies.standings import InstanceTable, Ranking, rank_instances, rank_tasks, tau_of
 
 RANKED: tuple[Key, ...] = (
@@ -84,6 +86,10 @@ class Comparison(Record):
     instance: Ranking | None = None
     fronts: list[Front] = Field(default_factory=list)
     without: list[Without] = Field(default_factory=list, description="sensitivity to single metrics")
+    variance: list[Variance] = Field(default_factory=list, description="where it was asked for")
+    difficulty: list[Difficulty] = Field(
+        default_factory=list, description="of the probes, where it was asked for"
+    )
     notes: list[str] = Field(default_factory=list)
 
 
@@ -123,7 +129,7 @@ def compare_scores(
         seed: of the bootstrap.
     """
     rows = _rows(scores)
-    chosen = _chosen(scores, metrics)
+    chosen = chosen_scores(scores, metrics)
     excluded = _below_floors(rows, floors)
     references = _references(scores)
     labels = [label for label in dict.fromkeys(label for _, label in rows) if label not in excluded]
@@ -172,7 +178,8 @@ def _references(scores: ScoreFile) -> set[str]:
     return {j.label for j in scores.judged if j.method == "retrain"}
 
 
-def _chosen(scores: ScoreFile, metrics: Sequence[Key] | Literal["all"] | None) -> list[Key]:
+def chosen_scores(scores: ScoreFile, metrics: Sequence[Key] | Literal["all"] | None) -> list[Key]:
+    """What is looked at: `metrics`, or of the default those that were measured."""
     measured = dict.fromkeys((s.metric, s.split) for j in scores.judged for s in j.scores)
     if metrics is None:
         return [key for key in RANKED if key in measured]

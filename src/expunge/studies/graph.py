@@ -72,6 +72,8 @@ class Row:
     tasks: str | None = None
     """Key of the job that runs tasks of the lm-eval harness."""
     attacks: list[RowAttack] = field(default_factory=list)
+    init: int | None = None
+    """Seed of the fresh weights that target and retrained model start from, where it is not `seed`."""
 
 
 @dataclass
@@ -172,6 +174,7 @@ class _ProblemJobs:
         self, method: str, label: str, passed: dict[str, Any], effective: dict[str, Any], seed: int, obstacles: list[str]
     ) -> Row:  # fmt: skip
         made = Row(self.problem.name, self.problem.fingerprint, method, label, passed, effective, seed, obstacles)  # fmt: skip
+        made.init = None if self.problem.model is not None else self.spec.init
         self.graph.rows.append(made)
         return made
 
@@ -182,14 +185,15 @@ class _ProblemJobs:
         if not METHODS["retrain"].obstacles(problem) and not any(m.name == "retrain" for m in methods):
             methods.insert(0, MethodSpec(name="retrain"))  # the yardstick of every table
         given = problem.model is not None
+        init = {} if spec.init is None or given else {"init": spec.init}
         for seed in spec.seeds:
             identity = {
                 "problem": problem.fingerprint, "code": self.training_code, "torch": torch.__version__,
-                "model": fingerprint(problem.target) if given else seed,
+                "model": fingerprint(problem.target) if given else seed, **init,
             }  # fmt: skip
             title = "given target" if given else f"train target, seed {seed}"
             self.targets[seed] = self._earlier("target", seed) or self.add(
-                "target", title, [], identity, seed=seed
+                "target", title, [], identity, seed=seed, **init
             )
         # A model that was given is one model, whatever the seed: showing it once per seed would look like certainty.
         for seed in spec.seeds[:1] if given else spec.seeds:
@@ -206,13 +210,14 @@ class _ProblemJobs:
                 made = self._row(method.name, label, method_spec.parameters, effective, seed, obstacles)
                 if obstacles:
                     continue
-                identity = {**self._identity(method), "seed": seed}
+                identity = {**self._identity(method), "seed": seed, **init}
                 if handed_out and problem.retrained is not None:
                     identity["retrained"] = fingerprint(problem.retrained)
                 target = self._forgets_from(made)
                 made.model = self.add(
                     "forget", f"{label}, seed {seed}", [target], identity,
                     method=method_spec.model_dump(mode="json"), seed=seed, target=target, reference=spec.reference,
+                    **init,
                 )  # fmt: skip
                 roles = ("model", "retrained") if method.name == "retrain" else ("model",)
                 made.observe = self._look(f"{label}, seed {seed}", made.model, *roles)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +26,12 @@ def instance_tables(scores: ScoreFile, stores: Iterable[Path]) -> list[InstanceT
         stores: ``runs/store`` folders. Models whose evidence is in none of them are left out.
     """
     wanted = {j.model_id for j in scores.judged if j.model_id}
-    places = _places(stores, wanted)
+    places = places_of(stores, wanted)
     tables = []
     for problem in scores.problems:
         mine = [j for j in scores.judged if j.problem == problem["name"] and j.status == "ok"]
-        losses = {s: _losses(mine, problem["fingerprint"], s, places) for s in SPLITS}
+        found = {s: evidence_of(mine, problem["fingerprint"], s, places) for s in SPLITS}
+        losses = {s: _losses(e) for s, e in found.items()}
         forget = _near_retrained(mine, losses["forget"])
         kept = "test" if losses["test"] else "retain"
         for split, values in (
@@ -38,16 +39,20 @@ def instance_tables(scores: ScoreFile, stores: Iterable[Path]) -> list[InstanceT
             (kept, {k: -v for k, v in _means(mine, losses[kept]).items()}),
         ):
             if len(values) > 1:
-                tables.append(InstanceTable(problem["name"], split, _finite(values)))
+                groups = next(iter(found[split].values())).groups
+                clusters = None if groups is None else groups[:: _every(len(groups))]
+                tables.append(InstanceTable(problem["name"], split, _finite(values), clusters))
     return tables
 
 
 Losses = dict[int, np.ndarray]
 """By the number of the model: `[n]` nats."""
+Places = dict[tuple[str, str], list[Path]]
+"""Folders with evidence, by the fingerprints of problem and model."""
 
 
-def _places(stores: Iterable[Path], wanted: set[str]) -> dict[tuple[str, str], list[Path]]:
-    """Folders with evidence, by the fingerprints of problem and model."""
+def places_of(stores: Iterable[Path], wanted: set[str]) -> Places:
+    """Where evidence of the models in `wanted` (fingerprints) lies."""
     found: dict[tuple[str, str], list[Path]] = {}
     for store in stores:
         models: dict[str, tuple[str, str]] = {}
@@ -66,10 +71,11 @@ def _places(stores: Iterable[Path], wanted: set[str]) -> dict[tuple[str, str], l
     return found
 
 
-def _losses(
-    judged: list[Judged], fingerprint: str, split: str, places: dict[tuple[str, str], list[Path]]
-) -> Losses:
-    found: Losses = {}
+def evidence_of(
+    judged: Sequence[Judged], fingerprint: str, split: str, places: Places
+) -> dict[int, Evidence]:
+    """By the number of the model, what it was seen to do on `split`: of those that were asked the same examples."""
+    found: dict[int, Evidence] = {}
     ids: list[str] | None = None
     for number, one in enumerate(judged):
         folders = places.get((fingerprint, one.model_id or ""), [])
@@ -77,16 +83,26 @@ def _losses(
         if file is None:
             continue
         evidence = Evidence.read(file)
-        if "loss" not in evidence.table.column_names:
-            continue
         ids = ids or evidence.ids
         if evidence.ids == ids:  # the same examples in the same order, as a problem's are
-            loss = evidence["loss"].astype(np.float64)
-            found[number] = loss[:: max(1, len(loss) // MOST)]
+            found[number] = evidence
     return found
 
 
-def _near_retrained(judged: list[Judged], losses: Losses) -> dict[str, np.ndarray]:
+def _losses(found: Mapping[int, Evidence]) -> Losses:
+    return {
+        number: evidence["loss"].astype(np.float64)[:: _every(len(evidence))]
+        for number, evidence in found.items()
+        if "loss" in evidence.table.column_names
+    }
+
+
+def _every(n: int) -> int:
+    """Distance of the rows that are looked at."""
+    return max(1, n // MOST)
+
+
+def _near_retrained(judged: Sequence[Judged], losses: Losses) -> dict[str, np.ndarray]:
     """Minus the distance to the mean loss of the retrained models, other than itself."""
     retrained = [n for n in losses if judged[n].method == "retrain"]
     gaps: Losses = {}
@@ -97,7 +113,7 @@ def _near_retrained(judged: list[Judged], losses: Losses) -> dict[str, np.ndarra
     return _means(judged, gaps)
 
 
-def _means(judged: list[Judged], values: Losses) -> dict[str, np.ndarray]:
+def _means(judged: Sequence[Judged], values: Losses) -> dict[str, np.ndarray]:
     """By label the mean over seeds; without the target, and without retraining where it is a single model."""
     by_label: dict[str, list[np.ndarray]] = {}
     for number, value in values.items():

@@ -107,7 +107,8 @@ def _target(key: str, payload: dict[str, Any], store: Store, folder: Path, on_st
             f"{problem.name}: there is neither a target model nor a recipe to train one; give one of them"
         )
     workplace = Workplace(payload["seed"], payload["device"], store.scratch(key), on_step=on_step)
-    model = problem.fresh_model(payload["seed"]).to(payload["device"])
+    init = payload["seed"] if payload.get("init") is None else payload["init"]
+    model = problem.fresh_model(init).to(payload["device"])
     with metered() as meter, peak_memory(payload["device"]) as memory:
         torch.manual_seed(payload["seed"])
         fit(problem, model, "train", problem.recipe, workplace)
@@ -127,7 +128,12 @@ def _forget(key: str, payload: dict[str, Any], store: Store, folder: Path, on_st
     problem = problem.with_model(_load_model(problem, store.folder(payload["target"])))
     method = MethodSpec(**payload["method"]).resolve()
     workplace = Workplace(
-        payload["seed"], payload["device"], store.scratch(key), payload["reference"], on_step
+        payload["seed"],
+        payload["device"],
+        store.scratch(key),
+        payload["reference"],
+        on_step,
+        init=payload.get("init"),
     )
     forgotten = method.forget(problem, workplace)
     _save(

@@ -10,6 +10,7 @@ from typing import Any
 
 from expunge.errors import BadInput, ExpungeError
 from expunge.files import finite
+from expunge.find.contamination import contamination
 from expunge.methods.footprint import footprint, skeleton
 from expunge.metrics.base import METRICS
 from expunge.problem import Problem
@@ -61,6 +62,22 @@ def faults_of(
         if (o := m.obstacles(p))
     ]
     return faults, skipped
+
+
+def contaminated(
+    study: Study, assignments: Sequence[str] = (), notice: Callable[[str], None] = lambda _: None
+) -> list[str]:
+    """What probes of a study without faults share with its training data, and forget rows with those to keep, in words."""
+    spec, _, base = load_study(study, assignments)
+    lines = []
+    for problem_spec in spec.problems:
+        problem = problem_spec.build(base, notice=notice)
+        for one in contamination(problem):
+            counts = {"equal": one.exact, "overlapping": one.overlapping, "nearly equal": one.near}
+            said = ", ".join(f"{n} {how}" for how, n in counts.items() if n)
+            if one.found:
+                lines.append(f"{problem.name}: of {one.n} {one.split} rows, to {one.against} rows: {said}")
+    return lines
 
 
 def planned(

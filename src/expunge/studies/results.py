@@ -43,6 +43,7 @@ def _judged(row: Row, graph: Graph, store: Store, failed: dict[str, str]) -> Jud
     facts: dict[str, Any] = {
         "problem": row.problem, "problem_id": row.problem_id, "method": row.method, "label": row.label,
         "passed": row.passed, "effective": row.effective, "seed": row.seed,
+        "init": row.init,
     }  # fmt: skip
     if row.obstacles:
         return Judged(**facts, status="not_applicable", reason="; ".join(row.obstacles))

@@ -147,6 +147,11 @@ class StudySpec(Parameters):
         min_length=1,
         description="one target, retrained model and run of each method per seed",
     )
+    init: int | None = Field(
+        default=None,
+        description="seed of the fresh weights of targets and retrained models, so that `seeds` vary the rest alone; "
+        "null: each model's own seed",
+    )
     metrics: Literal["standard"] | list[str] = Field(default="standard", description="metrics to compute")
     attacks: Literal["standard", "all"] | list[AttackSpec] = Field(
         default_factory=list,

@@ -82,6 +82,8 @@ class InstanceTable(NamedTuple):
     split: str
     values: dict[str, np.ndarray]
     """By label `[n]`, higher is better."""
+    clusters: np.ndarray | None = None
+    """`[n]` author, identity, class, ... of each example: examples of one are not independent."""
 
 
 def rank_tasks(
@@ -165,7 +167,10 @@ def tau_of(one: np.ndarray, two: np.ndarray) -> float | None:
 def rank_instances(
     tables: Sequence[InstanceTable], labels: Sequence[str], references: set[str], resamples: int, rng: np.random.Generator
 ) -> Ranking:  # fmt: skip
-    """Borda on two levels: each task's order by its examples, then over tasks; each task weighs the same."""
+    """Borda on two levels: each task's order by its examples, then over tasks; each task weighs the same.
+
+    Resampled are examples, or whole clusters of them where a table has two clusters at least.
+    """
     labels = [label for label in labels if any(label in one.values for one in tables)]
     arrays = []
     for one in tables:
@@ -178,20 +183,40 @@ def rank_instances(
     found = borda(np.stack([_share(w.sum(1), m.sum(1)) for w, m in zip(won, met, strict=True)], axis=1))
     shares, strengths = [], []
     choices = Choices.of(whole, weights)
+    units = [_units(one, n) for one, n in zip(tables, sizes.tolist(), strict=True)]
     for number in range(resamples):
-        times = [rng.multinomial(n, np.full(n, 1 / n)) for n in sizes]
+        times = [rng.multinomial(n := int(u.max()) + 1, np.full(n, 1 / n))[u] for u in units]
         drawn = [_share(w @ t, m @ t) for w, m, t in zip(won, met, times, strict=True)]
         shares.append(borda(np.stack(drawn, axis=1)).share)
         if number < resamples // 10:
             strengths.append(fit(choices, PENALTY, np.concatenate(times).astype(float)).strength)
     over = f"examples ({sizes.min()} to {sizes.max()} in each of {len(sizes)} tasks)"
+    clustered = {
+        f"{t.problem}: {t.split}": int(u.max()) + 1
+        for t, u in zip(tables, units, strict=True)
+        if u.max() + 1 < len(u)
+    }
+    if clustered:
+        over += ", in whole groups where they have some"
     ranking = _assemble(
         "instance", whole, labels, references, found.share, (~np.isnan(whole)).sum(1), np.array(shares), strengths, over,
         weights,
     )  # fmt: skip
+    if clustered:
+        counts = ", ".join(f"{n} of {name}" for name, n in clustered.items())
+        ranking.notes.append(f"groups (author, identity, class) resampled as a whole: {counts}")
     names = ", ".join(f"{t.problem}: {t.split}" for t in tables)
     ranking.notes.append(f"tasks: {names}; Borda over the examples of each, then over tasks")
     return ranking
+
+
+def _units(table: InstanceTable, n: int) -> np.ndarray:
+    """`[n]` number of what each example is resampled with: itself, or its cluster."""
+    if table.clusters is not None:
+        found = np.unique(table.clusters, return_inverse=True)[1]
+        if found.max() > 0:
+            return found
+    return np.arange(n)
 
 
 def _won(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
