@@ -94,3 +94,21 @@ def test_path_dependence(untrained: Path, expunge: Run) -> None:
 def test_help_has_an_example(expunge: Run) -> None:
     for arguments in (["find", "--help"], ["find", "worst-case", "--help"]):
         assert "expunge find worst-case --benchmark digits" in " ".join(expunge(*arguments).out.split())
+
+
+def test_probes_that_were_trained_on(problem: Path, expunge: Run) -> None:
+    rows = Path("train.csv").read_text().splitlines()
+    Path("test.csv").write_text("\n".join([rows[0], *(r.replace("r", "t", 1) for r in rows[1:4])]) + "\n")
+    content = yaml.safe_load(problem.read_text()) | {"test": "test.csv", "holdout": "held.csv"}
+    problem.write_text(yaml.safe_dump(content))
+    found = {
+        c["split"]: c
+        for c in expunge("find", "contamination", "--problem", problem, "--json").json["contamination"]
+    }
+    assert (found["test"]["exact"], found["holdout"]["exact"]) == (3, 0)
+    assert {"probe": "t0", "row": "r0", "similarity": 1.0} in found["test"]["pairs"]
+    assert "test 't0' is like train 'r0': 1.00" in expunge("find", "contamination", "--problem", problem).out
+    Path("study.yaml").write_text(yaml.safe_dump({"problems": [content], "methods": ["ssd"]}))
+    checked = expunge("validate", "study.yaml", "--contamination", "--json")
+    assert checked.code == 0 and len(checked.json["contamination"]) == 1
+    assert checked.json["contamination"][0].endswith("of 3 test rows, to train rows: 3 equal")

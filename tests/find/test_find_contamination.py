@@ -30,7 +30,12 @@ def texts() -> Problem:
 def test_copies_are_found_whatever_their_punctuation_and_strangers_are_not(texts: Problem):
     row = texts.train[0]
     copy = {**row, "id": "copy", "question": row["question"].upper().replace("?", " !?")}
-    other = {**row, "id": "new", "question": "Which river of the north runs dry?", "answer": "None, I am afraid."}
+    other = {
+        **row,
+        "id": "new",
+        "question": "Which river of the north runs dry?",
+        "answer": "None, I am afraid.",
+    }
     found = {c.split: c for c in contamination(with_rows(texts, mixed=[copy, other]))}
     mixed = found["mixed"]
     assert (mixed.against, mixed.n, mixed.exact, mixed.near) == ("train", 2, 1, 1)
