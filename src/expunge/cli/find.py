@@ -199,7 +199,11 @@ def contamination(
         for c in found
     ]  # fmt: skip
     columns = ["rows", "n", "equal", f"{ngram} words in common", "near-duplicates", "longest run"]
-    print_table(columns, rows, f"{built.name}: what probes share with rows trained on, and forget rows with those to keep")
+    print_table(
+        columns,
+        rows,
+        f"{built.name}: what probes share with rows trained on, and forget rows with those to keep",
+    )
     for c in found:
         if c.reason:
             sys.stdout.write(f"  {c.split} in {c.against}: undefined; {c.reason}\n")
