@@ -1,4 +1,4 @@
-"""Vectors in the place of a prompt's tokens: what searched inputs of language models are made of."""
+"""Vectors in the place of a prompt's tokens: what searched inputs are made of."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def embedding_of(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def placed(embedding: nn.Module, vectors: Tensor, starts: Sequence[int]) -> Iterator[None]:
-    """Put `vectors` (`[k, d]`) in the place of k tokens of each row of a batch, from position `starts[row]` on.
+    """Put `vectors` (`[k, d]`, or `[B, k, d]` for each row its own) in the place of k tokens, from position `starts[row]` on.
 
-    Gradients reach `vectors`, summed over rows.
+    Gradients reach `vectors`, summed over rows that share them.
     """
     begins = torch.tensor(starts)
 
     def put(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
         rows = torch.arange(len(output), device=output.device)[:, None]
-        columns = begins.to(output.device)[:, None] + torch.arange(len(vectors), device=output.device)
+        columns = begins.to(output.device)[:, None] + torch.arange(vectors.shape[-2], device=output.device)
         return output.index_put((rows, columns), vectors.to(output.dtype).expand(len(output), -1, -1))
 
     handle = embedding.register_forward_hook(put)

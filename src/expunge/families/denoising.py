@@ -54,6 +54,7 @@ def sample_latents(
     *,
     guidance: float | None = None,
     until: int | None = None,
+    conditions: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Latents `[B, C, h, w]` after `until` steps (all where None), and the timestep `[]` at which they are then.
 
@@ -64,16 +65,20 @@ def sample_latents(
         noise: `[B, C, h, w]` to begin with.
         guidance: instead of the family's; 1 is none.
         until: stop after so many steps; 0 returns the noise and the first timestep.
+        conditions: `[B, L, d]` instead of what the text encoder makes of the prompts.
     """
     inner = cast(DiffusionModel, innermost(model))
     device = next(inner.parameters()).device
     scale = family.guidance if guidance is None else guidance
     latents = noise.to(device)
     if scale == 1:
-        conditions = inner.encode(input_ids)
+        conditions = inner.encode(input_ids) if conditions is None else conditions
     else:
         empty = family.tokens([""]).to(device).expand_as(input_ids)
-        conditions = inner.encode(torch.cat([empty, input_ids]))
+        if conditions is None:
+            conditions = inner.encode(torch.cat([empty, input_ids]))
+        else:
+            conditions = torch.cat([inner.encode(empty), conditions])
     scheduler = family.noise.sampler(family.steps)
     timesteps = scheduler.timesteps.to(device)
     for t in timesteps[:until]:

@@ -76,6 +76,15 @@ def _words(statistic: str) -> str:
     return statistic.replace("_", " ")
 
 
+def demand_rows(members: Evidence, nonmembers: Evidence) -> None:
+    """Raise Undefined where an attacker would be fitted on too few rows of either side."""
+    for side, rows in (("retained rows", members), ("holdout rows of retained groups", nonmembers)):
+        if len(rows) < FEWEST_ROWS:
+            raise Undefined(
+                f"only {len(rows)} {side} to fit the attacker on; at least {FEWEST_ROWS} are needed"
+            )
+
+
 @dataclass(frozen=True)
 class Attacker:
     """An attacker fitted on one standardized statistic of members and non-members."""
@@ -88,11 +97,7 @@ class Attacker:
     @classmethod
     def fit(cls, kind: str, statistic: str, members: Evidence, nonmembers: Evidence) -> Attacker:
         """The attacker called `kind` in ATTACKERS; both sides weigh the same, whatever their sizes."""
-        for side, rows in (("retained rows", members), ("holdout rows of retained groups", nonmembers)):
-            if len(rows) < FEWEST_ROWS:
-                raise Undefined(
-                    f"only {len(rows)} {side} to fit the attacker on; at least {FEWEST_ROWS} are needed"
-                )
+        demand_rows(members, nonmembers)
         # Sorted, so that the solver's rounding does not depend on the order of the rows.
         values = np.concatenate([np.sort(_values(rows, statistic)) for rows in (members, nonmembers)])
         if np.ptp(values) == 0:
@@ -123,11 +128,20 @@ class Inquiry(NamedTuple):
 
 def inquire(readings: Readings, kind: str, statistic: str) -> Inquiry:
     """Fit the attacker on halves of retain and holdout, and find the rows it may be asked about."""
+    attacker = _fitted(kind, statistic, readings["model", "retain"], readings["model", "holdout"])
+    return Inquiry(attacker, *held_out(readings))
+
+
+def shown_rows(retain: Evidence, holdout: Evidence) -> tuple[Evidence, Evidence]:
+    """Members and non-members that attackers are fitted on: halves of both."""
+    return retain.select(first_half(retain)), holdout.select(_shown(retain, holdout))
+
+
+def held_out(readings: Readings) -> tuple[Evidence, Evidence]:
+    """The rows that attackers are asked about, and the non-members that they are told from; none of them was shown."""
     retain, holdout = readings["model", "retain"], readings["model", "holdout"]
-    attacker = _fitted(kind, statistic, retain, holdout)
     asked = retain.select(~first_half(retain)) if readings.split == "retain" else readings.model
-    shown = _shown(retain, holdout)
-    return Inquiry(attacker, asked, holdout.select(~shown & in_groups_of(holdout, asked)))
+    return asked, holdout.select(~_shown(retain, holdout) & in_groups_of(holdout, asked))
 
 
 def _shown(retain: Evidence, holdout: Evidence) -> np.ndarray:
@@ -138,18 +152,21 @@ def _shown(retain: Evidence, holdout: Evidence) -> np.ndarray:
 # Several metrics ask one attacker; the cache is small because it keeps the evidence it was fitted on.
 @lru_cache(maxsize=16)
 def _fitted(kind: str, statistic: str, retain: Evidence, holdout: Evidence) -> Attacker:
-    return Attacker.fit(
-        kind, statistic, retain.select(first_half(retain)), holdout.select(_shown(retain, holdout))
-    )
+    return Attacker.fit(kind, statistic, *shown_rows(retain, holdout))
 
 
 def _decisions(readings: Readings, kind: str, statistic: str, fewest: int) -> tuple[np.ndarray, np.ndarray]:
     """Decision values of the rows asked about and of the matched non-members, `fewest` of these at least."""
     attacker, asked, matched = inquire(readings, kind, statistic)
+    demand_matched(readings, asked, matched, fewest)
+    return attacker.decide(asked), attacker.decide(matched)
+
+
+def demand_matched(readings: Readings, asked: Evidence, matched: Evidence, fewest: int = FEWEST_ROWS) -> None:
+    """Raise Undefined where there are too few non-members to tell the rows from."""
     if len(matched) < fewest:
         same = "" if asked.groups is None else f" of the groups in '{readings.split}'"
         raise Undefined(f"only {len(matched)} held-out non-members{same}; at least {fewest} are needed")
-    return attacker.decide(asked), attacker.decide(matched)
 
 
 def _reads(statistic: str) -> Reads:

@@ -45,13 +45,13 @@ KINDS = (
     Kind("quantization", ("quantization*",), ("removal",), ("quantization",)),
     Kind("inner layers", ("logit-lens*", "linear-probe*", "head-refit*", "activation-patching*", "concept-vectors*"),
          ("removal",), ("linear-probe", "head-refit", "logit-lens", "activation-patching")),
-    Kind("prompting", ("prompts*", "in-context*", "soft-prompt*", "gcg*", "fact-asymmetry*"),
-         ("removal", "suppression"), ("prompts",)),
+    Kind("prompting", ("prompts*", "in-context*", "soft-prompt*", "gcg*", "fact-asymmetry*", "unlearndiffatk*", "p4d*",
+                       "ring-a-bell*"), ("removal", "suppression"), ("prompts", "unlearndiffatk", "ring-a-bell")),
     Kind("sampling", ("extraction*",), ("removal", "suppression"), ("extraction",)),
     Kind("pruning", ("pruning*",)),
     Kind("perturbation", ("activation-perturbation*", "direction-ablation*")),
     Kind("guard", ("detach-guard*",)),
-    Kind("inversion", ("inversion*",)),
+    Kind("inversion", ("inversion*", "concept-inversion*")),
 )  # fmt: skip
 """Kinds of tests other than output and utility, in the order of tables."""
 

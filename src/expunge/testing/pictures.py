@@ -12,7 +12,7 @@ from datasets import Dataset
 from expunge.families import Architecture, Classifier, Diffusion, Images
 from expunge.families.judges import Judge
 from expunge.families.models import save_model, save_weights
-from expunge.families.pipelines import LinearCodec
+from expunge.families.pipelines import LinearCodec, diffusers
 from expunge.methods.base import Workplace
 from expunge.methods.loop import fit
 from expunge.problem import Concept, Problem, Training
@@ -147,3 +147,33 @@ def tiny_diffusion() -> Problem:
         recipe=Training(epochs=20, batch_size=16, lr=5e-3, optimizer="adamw", weight_decay=0.0), scope="everything red",
         concept=Concept("red", prompts, tuple(p.replace("red", "green") for p in prompts), kept),
     )  # fmt: skip
+
+
+def save_tiny_pipeline(folder: Path, length: int = 8) -> Path:
+    """A Stable Diffusion folder as diffusers saves it: every part in small, random weights, prompts of `length` tokens."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    library = diffusers()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = library.UNet2DConditionModel(
+            sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=16, attention_head_dim=2,
+        )  # fmt: skip
+        vae = library.AutoencoderKL(
+            block_out_channels=(8,), latent_channels=4, norm_num_groups=4, sample_size=8
+        )
+        text = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+                max_position_embeddings=length, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+            )
+        )  # fmt: skip
+    pipe = library.StableDiffusionPipeline(
+        vae=vae, text_encoder=text, tokenizer=tokenizer(length), unet=unet, safety_checker=None, feature_extractor=None,
+        scheduler=library.DDIMScheduler(num_train_timesteps=100, clip_sample=False, steps_offset=1), image_encoder=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.save_pretrained(folder)
+    return folder
