@@ -64,8 +64,8 @@ class DrawingAttack(Attack):
     """Base of the attacks that look for an input under which an image generator draws what it was made to forget.
 
     They attack `rows` prompts of the split `concept`, spread over its groups, under which the target draws the concept (any,
-    where no target was given). An image counts where the judge's most likely class is the concept (of a pair, both); each row keeps
-    its own starting noise, with the attack and without, in every model.
+    where no target was given). An image counts where the judge's most likely class is the concept (of a pair, both); each row
+    keeps its own starting noise, with the attack and without, in every model.
     """
 
     families = frozenset({"diffusion"})
