@@ -71,6 +71,29 @@ def test_a_concept_is_erased_and_plain_diffusers_reads_the_rest(
         torch.testing.assert_close(again.state_dict()[f"unet.{name}"], value)
 
 
+def test_what_is_changed_while_drawing_is_no_pipeline(
+    stable_diffusion: Path, tmp_path: Path, forget: Callable[..., Result]
+) -> None:
+    few = [part for name in ("images=2", "epochs=1", "expansion=2", "k=2") for part in ("--set", name)]
+    result = forget(stable_diffusion, tmp_path / "out", "--anchor", "green", "--method", "saeuron", *few)
+    assert result.exit_code == 0, result.error
+    assert (
+        "a plain pipeline of diffusers cannot hold" in result.output and "for diffusers:" not in result.output
+    )
+    assert not (tmp_path / "out" / "pipeline").exists()
+    from expunge.families import Diffusion
+    from expunge.families.denoising import sample, starting_noise
+    from expunge.families.models import innermost, load_folder
+
+    model, _, record = load_folder(tmp_path / "out")
+    base, _, _ = load_pipeline(stable_diffusion)
+    for name, value in base.state_dict().items():
+        assert torch.equal(innermost(model).state_dict()[name], value)
+    family = Diffusion.restore(record["family"])
+    assert sample(family, model, ["red"], starting_noise(family, ["one"])).shape == (1, 3, 8, 8)
+    assert any("diffusers cannot hold" in note for note in record["notes"])
+
+
 def test_the_concept_comes_to_say_what_its_anchor_says(
     stable_diffusion: Path, tmp_path: Path, forget: Callable[..., Result]
 ) -> None:

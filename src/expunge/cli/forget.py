@@ -81,6 +81,7 @@ def forget(
     from expunge.families import Diffusion
     from expunge.families.models import innermost, save_model
     from expunge.families.pipelines import save_pipeline
+    from expunge.families.sparse_features import Ablated
     from expunge.files import folder_atomic
     from expunge.methods import distributed
     from expunge.methods.footprint import footprint
@@ -128,6 +129,13 @@ def forget(
     if team.rank:
         return
     adapter = _separable(forgotten, built.target)
+    pipeline = built.family if isinstance(built.family, Diffusion) else None
+    if isinstance(forgotten.model, Ablated):
+        pipeline = None
+        forgotten.notes.append(
+            "a plain pipeline of diffusers cannot hold what is changed while images are drawn, so that none is written; the "
+            "folder is read by expunge"
+        )
     facts: dict[str, Any] = {
         "method": chosen.name, "parameters": chosen.model_dump(mode="json"), "seed": seed, "cost": asdict(forgotten.cost),
         "notes": forgotten.notes, "problem": built.card(),
@@ -145,8 +153,8 @@ def forget(
     with folder_atomic(out) as folder:
         save_model(forgotten.model, folder, built.architecture, family_facts, facts)
         (folder / "README.md").write_text(model_card(facts))
-        if isinstance(built.family, Diffusion):
-            save_pipeline(innermost(forgotten.model), built.family, folder / "pipeline")
+        if pipeline is not None:
+            save_pipeline(innermost(forgotten.model), pipeline, folder / "pipeline")
         if adapter is not None:
             base = (
                 save_target
@@ -173,7 +181,7 @@ def forget(
     for line in forgotten.notes:
         sys.stdout.write(f"note: {line}\n")
     sys.stdout.write(f"model: {out}\n")
-    if isinstance(built.family, Diffusion):
+    if pipeline is not None:
         sys.stdout.write(f"for diffusers: {out / 'pipeline'}\n")
     if adapter is not None:
         sys.stdout.write(f"adapter: {out / 'adapter'}\n")

@@ -13,9 +13,15 @@ from expunge.families.base import count_examples
 from expunge.families.models import innermost
 from expunge.families.noise import row_seed
 from expunge.families.pipelines import DiffusionModel
+from expunge.families.sparse_features import Ablated
 
 if TYPE_CHECKING:
     from expunge.families.diffusion import Diffusion
+
+
+def denoiser(model: nn.Module) -> DiffusionModel | Ablated:
+    """What encodes prompts, denoises and decodes: the model itself, ablated features included."""
+    return model if isinstance(model, Ablated) else cast(DiffusionModel, innermost(model))
 
 
 def starting_noise(family: Diffusion, ids: Sequence[str]) -> Tensor:
@@ -34,7 +40,7 @@ def sample(
 
     Deterministic DDIM with the family's steps and guidance; with guidance each row of a batch goes through twice.
     """
-    inner = cast(DiffusionModel, innermost(model))
+    inner = denoiser(model)
     ids = family.tokens(prompts).to(next(inner.parameters()).device)
     count_examples(len(prompts))
     made = []
@@ -67,7 +73,7 @@ def sample_latents(
         until: stop after so many steps; 0 returns the noise and the first timestep.
         conditions: `[B, L, d]` instead of what the text encoder makes of the prompts.
     """
-    inner = cast(DiffusionModel, innermost(model))
+    inner = denoiser(model)
     device = next(inner.parameters()).device
     scale = family.guidance if guidance is None else guidance
     latents = noise.to(device)
@@ -95,7 +101,7 @@ def sample_latents(
 
 def decoded(model: nn.Module, latents: Tensor, batch_size: int = 64) -> Tensor:
     """Images `[n, 3, H, W]` in -1 to 1 of latents `[n, C, h, w]`."""
-    inner = cast(DiffusionModel, innermost(model))
+    inner = denoiser(model)
     device = next(inner.parameters()).device
     with torch.inference_mode():
         return torch.cat([inner.decode(part.to(device)) for part in latents.split(batch_size)]).clone()

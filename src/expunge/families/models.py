@@ -94,7 +94,7 @@ class Architecture(Parameters):
     )
     name: str = Field(
         description="builtin: mlp or cnn; transformers: a task such as image-classification; "
-        "diffusers: text-to-image; module: package.module:factory; composed: combined, gated or routed; "
+        "diffusers: text-to-image; module: package.module:factory; composed: ablated, combined, gated or routed; "
         "estimator: dare, gaussian-nb, ridge, ... or package.module:Class of scikit-learn's kind"
     )
     options: dict[str, Any] = Field(
@@ -232,8 +232,14 @@ def _rebuilt(name: str, options: Mapping[str, Any]) -> nn.Module:
     from expunge.families.combined import Combined
     from expunge.families.gated import Gated
     from expunge.families.routed import Routed
+    from expunge.families.sparse_features import Ablated
 
-    known: dict[str, type[Composed]] = {"combined": Combined, "gated": Gated, "routed": Routed}
+    known: dict[str, type[Composed]] = {
+        "ablated": Ablated,
+        "combined": Combined,
+        "gated": Gated,
+        "routed": Routed,
+    }
     if name not in known:
         raise BadInput(f"unknown composed model '{name}'{did_you_mean(name, known)}")
     return known[name].rebuilt(options)
