@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections.abc import Sequence
 from html import unescape
 from operator import itemgetter
 from pathlib import Path
@@ -14,12 +15,13 @@ import numpy as np
 import pytest
 import vl_convert
 from factory import report_input, scores
+from scipy.stats import t as student
 
 from expunge.record import mean_of
 from expunge.report import breakdowns, charts, compose
 from expunge.report.content import ProblemSection
 from expunge.report.palette import DARK, LIGHT, SERIES, SHAPES, VARIABLES, css, theme
-from expunge.report.vega import ROLES, Spec, rounded
+from expunge.report.vega import ROLES, Spec, band_of, rounded
 
 altair = pytest.importorskip("altair")
 jsonschema = pytest.importorskip("jsonschema")
@@ -91,7 +93,7 @@ def test_the_validator_can_refuse(specs: dict[str, Spec | None], validator: Any)
 
 def test_points_are_the_models(specs: dict[str, Spec | None]) -> None:
     layers = (specs["utility"] or {})["layer"]
-    box, points = layers[0]["data"]["values"], layers[1]["data"]["values"]
+    outer, box, points = (layer["data"]["values"] for layer in layers[:3])
     expected = [
         (m.label, m.seed, test.value, forget.value)
         for m in scores().judged
@@ -105,8 +107,47 @@ def test_points_are_the_models(specs: dict[str, Spec | None]) -> None:
         assert (point["x"], point["y"]) == pytest.approx((x, y), rel=5e-4, abs=0)
     retrained = [(x, y) for label, _, x, y in expected if label == "retrain"]
     across, down = zip(*retrained, strict=True)
-    corners = {"x": min(across), "x2": max(across), "y": min(down), "y2": max(down)}
-    assert box == [pytest.approx(corners, rel=5e-4)]
+    corners = {"lowx": min(across), "highx": max(across), "lowy": min(down), "highy": max(down)}
+    assert box == outer and {k: box[0][k] for k in corners} == pytest.approx(corners, rel=5e-4)
+    # The pale box is where one more retrained model would lie, as far as the chart goes.
+    for c, values in (("x", across), ("y", down)):
+        low, high = t_band(values)
+        ends = (layers[2]["encoding"][c]["scale"]["domain"]) if "scale" in layers[2]["encoding"][c] else None
+        assert ends is not None and ends[0] < min(values) and max(values) < ends[1]
+        assert box[0][f"least{c}"] == pytest.approx(max(low, ends[0], 0.0), rel=5e-4, abs=1e-9)
+        assert box[0][f"most{c}"] == pytest.approx(min(high, ends[1], 1.0), rel=5e-4)
+
+
+def t_band(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % prediction interval of one more normal value, by the definition."""
+    n, mean = len(values), sum(values) / len(values)
+    deviation = (sum((v - mean) ** 2 for v in values) / (n - 1)) ** 0.5
+    half = float(student.ppf(0.975, n - 1)) * deviation * (1 + 1 / n) ** 0.5
+    return mean - half, mean + half
+
+
+def test_bands_of_few_models_are_as_wide_as_they_are_unsure():
+    # Two models say next to nothing: t(1) = 12.706, so the band reaches 15.56 standard deviations to either side.
+    band = band_of([0.4, 0.6], 0.0, 1.0)
+    assert band is not None and (band.low, band.high, band.least, band.most) == (0.4, 0.6, 0.0, 1.0)
+    free = band_of([0.4, 0.6])
+    assert free is not None and free.most == pytest.approx(0.5 + 15.56 * 0.1 * 2**0.5, rel=1e-3)
+    assert free.within(0.3, 0.7)[2:] == (0.3, 0.7) and free.within(0.45, 0.5)[2:] == (0.4, 0.6)
+    assert band_of([0.5, 0.5]) == (0.5, 0.5, 0.5, 0.5) and band_of([0.5]) == (0.5, 0.5, 0.5, 0.5)
+    assert band_of([]) is None
+
+
+def test_layers_have_a_band_of_their_own(specs: dict[str, Spec | None]) -> None:
+    layers = (specs["layers"] or {})["layer"]
+    band = {(b["pair"], b["layer"]): b for b in layers[0]["data"]["values"]}
+    models = [m for m in scores().judged if (m.problem, m.label) == ("digits", "retrain")]
+    for layer in ("layer1", "layer2", "layer10"):
+        values = [s.groups[layer] for m in models if (s := m.score("cka-to-retrained", "test"))]
+        found = band["Representation similarity to retrained (CKA), test", layer]
+        low, high = t_band(values)
+        assert (found["low"], found["high"]) == pytest.approx((min(values), max(values)), rel=5e-4)
+        assert found["least"] == pytest.approx(max(0.0, low), rel=5e-4)
+        assert found["most"] == pytest.approx(min(1.0, high), rel=5e-4)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +169,8 @@ def test_membership_marks_are_the_mean_over_seeds(specs: dict[str, Spec | None])
 
 
 def test_class_bars_are_three_models_by_class(specs: dict[str, Spec | None]) -> None:
-    bars = drawn(specs["classes"])
+    marks = drawn(specs["classes"])
+    bars, whiskers = [m for m in marks if "least" not in m], [m for m in marks if "least" in m]
     method = parameter(specs["classes"], "method")
     assert {(b["model"], b["class"]) for b in bars} == {
         (label, str(c)) for label in ("target", "retrain", method) for c in range(10)
@@ -138,6 +180,13 @@ def test_class_bars_are_three_models_by_class(specs: dict[str, Spec | None]) -> 
         models = [m for m in scores().judged if (m.problem, m.label) == ("digits", bar["model"])]
         by_seed = [s.groups[bar["class"]] for m in models if (s := m.score("accuracy", "test"))]
         assert float(bar["value"]) == pytest.approx(mean_of(by_seed), rel=6e-4)
+    assert {w["model"] for w in whiskers} == {"retrain"}
+    for whisker in whiskers:
+        models = [m for m in scores().judged if (m.problem, m.label) == ("digits", "retrain")]
+        values = [s.groups[whisker["class"]] for m in models if (s := m.score("accuracy", "test"))]
+        low, high = t_band(values)
+        assert low - 1e-4 <= float(whisker["least"]) <= min(values)
+        assert max(values) <= float(whisker["most"]) + 1e-4 and float(whisker["most"]) <= high + 1e-4
 
 
 def test_layer_lines_are_every_model_by_layer(specs: dict[str, Spec | None]) -> None:

@@ -5,20 +5,28 @@ As in `charts`, None where there is nothing to draw, and no colors.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from expunge.report.content import Losses, ProblemSection
 from expunge.report.statements import split_name, split_rank
+from expunge.report.tables import Column, Row
 from expunge.report.vega import (
+    BANDS,
     NOT_OTHERS,
     ROLES,
+    Band,
     Spec,
     along,
+    band_of,
     by_layer,
     by_position,
     chart,
     distinct,
     dropdown,
+    extent,
     faded,
     legend_click,
     models,
@@ -41,12 +49,24 @@ def by_class(section: ProblemSection) -> Spec | None:
     if not methods:
         return None
     rows = [
-        {"measure": name_of(column), "value": values}
+        {"measure": name_of(column), "value": values, **_bands(column, groups, table.rows, values)}
         for i, column in enumerate(table.columns)
         if not by_layer(column) and any(values := [by_position(row.cells[i], groups) for row in table.rows])
     ]
     measures = [row["measure"] for row in rows]
     first = next((m for m in measures if m.endswith("test")), measures[0])
+    place = {
+        "x": {
+            "field": "group",
+            "type": "nominal",
+            "title": "Class",
+            "sort": groups,
+            "axis": {"labelAngle": 0},
+        },
+        "xOffset": {"field": "role", "sort": ROLES},
+    }
+    named = ("label", "model"), ("group", "class"), ("value", "value", ".4~r")
+    further = ("least", "one more retrained model, from", ".4~r"), ("most", "to", ".4~r")
     return chart(
         rows,
         "Values by class",
@@ -59,25 +79,48 @@ def by_class(section: ProblemSection) -> Spec | None:
         ],
         transform=[
             {"filter": "datum.measure == measure"},
-            *per_model("value"),
+            *per_model("value", "least", "most"),
             {"filter": NOT_OTHERS},
-            *along("groups", "group", "value"),
+            *along("groups", "group", "value", "least", "most"),
         ],
-        mark={"type": "bar", "cornerRadiusEnd": 1},
-        encoding={
-            "x": {
-                "field": "group",
-                "type": "nominal",
-                "title": "Class",
-                "sort": groups,
-                "axis": {"labelAngle": 0},
+        layer=[
+            {
+                "mark": {"type": "bar", "cornerRadiusEnd": 1},
+                "encoding": {
+                    **place,
+                    "y": quantity("value", title=None),
+                    "color": roles(),
+                    "tooltip": tips(*named),
+                },
             },
-            "xOffset": {"field": "role", "sort": ROLES},
-            "y": quantity("value", title=None),
-            "color": roles(),
-            "tooltip": tips(("label", "model"), ("group", "class"), ("value", "value", ".4~r")),
-        },
+            {
+                "transform": [{"filter": "isValid(datum.least)"}],
+                "mark": {"type": "rule", "strokeWidth": 1.5, "style": "whisker"},
+                "encoding": {
+                    **place,
+                    "y": quantity("least"),
+                    "y2": {"field": "most"},
+                    "tooltip": tips(*named, *further),
+                },
+            },
+        ],
     )
+
+
+def _bands(column: Column, groups: Sequence[str], rows: Sequence[Row], values: Sequence[Any]) -> Spec:
+    """By model and group, the ends of the band of the retrained models; of the others there is none."""
+    found: dict[str, list[list[float | int | None] | None]] = {"least": [], "most": []}
+    spread = column.retrained
+    seen = extent([v for by_group in values for v in by_group or ()])
+    for row, by_group in zip(rows, values, strict=True):
+        bands: list[Band | None] = [None] * len(groups)
+        if row.role == "retrained" and spread is not None:
+            bands = [band_of(spread.groups.get(g, ()), column.low, column.high) for g in groups]
+        for end, ends in found.items():
+            # Of a single model there is no band.
+            shown = [b.within(*seen)._asdict()[end] if b and b.least < b.most else None for b in bands]
+            ends.append(None if by_group is None else [None if v is None else rounded(v) for v in shown])
+    return found
 
 
 def loss_distributions(losses: Losses, bins: int = 40) -> Spec | None:
@@ -166,17 +209,35 @@ def similarity_by_layer(section: ProblemSection) -> Spec | None:
         {"pair": name_of(column), "cka": [by_position(row.cells[i], layers) for row in drawn]}
         for i, column in columns
     ]
+    axis = {
+        "field": "layer",
+        "type": "ordinal",
+        "title": "Layer, by name",
+        "sort": layers,
+        "axis": {"labelAngle": 0},
+    }
+    band = [
+        {"pair": name_of(column), "layer": layer, **found.within(0.0, 1.0).fields()}
+        for _, column in columns
+        for layer in layers
+        if column.retrained is not None
+        and (found := band_of(column.retrained.groups.get(layer, ()), column.low, column.high)) is not None
+    ]
+    behind = [
+        {
+            "data": {"values": band},
+            "transform": [{"filter": "datum.pair == pair"}],
+            "mark": {"type": "area", "style": style, "line": False, "clip": True},
+            "encoding": {"x": axis, "y": quantity(low), "y2": {"field": high}},
+        }
+        for style, low, high in BANDS
+        if band
+    ]
     line = {
         "params": [legend_click()],
         "mark": {"type": "line", "point": {"filled": True, "size": 45}, "strokeWidth": 1.8},
         "encoding": {
-            "x": {
-                "field": "layer",
-                "type": "ordinal",
-                "title": "Layer, by name",
-                "sort": layers,
-                "axis": {"labelAngle": 0},
-            },
+            "x": axis,
             "y": quantity(
                 "cka", title="Linear CKA (1 = same up to rotation and scale)", scale={"domain": [0, 1]}
             ),
@@ -195,5 +256,5 @@ def similarity_by_layer(section: ProblemSection) -> Spec | None:
             dropdown("pair", "Compared", [row["pair"] for row in rows]),
         ],
         transform=[{"filter": "datum.pair == pair"}, *per_model("cka"), *along("layers", "layer", "cka")],
-        layer=[line],
+        layer=[*behind, line],
     )

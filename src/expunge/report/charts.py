@@ -12,10 +12,14 @@ from collections.abc import Sequence
 from expunge.report.content import CurveLine, ProblemSection
 from expunge.report.notation import scale
 from expunge.report.vega import (
+    BANDS,
     Spec,
+    band_of,
     chart,
+    column_band,
     distinct,
     dropdown,
+    extent,
     faded,
     guide,
     label_axis,
@@ -69,9 +73,19 @@ def forgetting_against_utility(section: ProblemSection) -> Spec | None:
     if not means:
         return None
     columns = table.columns[i], table.columns[j]
-    # Marks at 0 or 100 % would lie on the frame without the padding, which rounding the ends would multiply.
-    room = {"scale": {"zero": False, "nice": False, "padding": 14}}
-    position = {c: quantity(c, **measured(column) | room) for c, column in zip("xy", columns, strict=True)}
+    bands = [column_band(column) for column in columns]
+    ends = [
+        extent([*(p[c] for p in (*points, *means)), *(() if band is None else (band.low, band.high))])
+        for c, band in zip("xy", bands, strict=True)
+    ]
+    position = {
+        c: quantity(
+            c,
+            **measured(column)
+            | {"scale": {"domain": [rounded(v) for v in end], "zero": False, "nice": False}},
+        )
+        for c, column, end in zip("xy", columns, ends, strict=True)
+    }
     drawn = series([row for row in table.rows if any(m["label"] == row.label for m in means)])
     shown = [
         ("label", "model"),
@@ -90,14 +104,18 @@ def forgetting_against_utility(section: ProblemSection) -> Spec | None:
             "encoding": {**position, **drawn, "opacity": faded(), "tooltip": tips(*shown, ("seeds",))},
         },
     ]
-    width, height = columns[0].retrained, columns[1].retrained
-    if width is not None and height is not None:
-        box = {"x": width.low, "x2": width.high, "y": height.low, "y2": height.high}
-        corners = {"x": quantity("x"), "x2": {"field": "x2"}, "y": quantity("y"), "y2": {"field": "y2"}}
-        # Wider than its corners by some pixels, to be visible where the retrained models agree exactly.
+    if bands[0] is not None and bands[1] is not None:
+        x, y = (band.within(*end) for band, end in zip(bands, ends, strict=True) if band is not None)
+        box = {
+            f"{name}{c}": value for c, band in (("x", x), ("y", y)) for name, value in band.fields().items()
+        }
+        region = {"data": {"values": [box]}}
+        # The inner box is wider than its corners by some pixels, to be visible where the retrained models agree exactly.
         wider = {"xOffset": -9, "x2Offset": 9, "yOffset": 9, "y2Offset": -9, "cornerRadius": 5}
-        mark = {"type": "rect", "style": "reference", **wider}
-        region = {"data": {"values": [{k: rounded(v) for k, v in box.items()}]}}
+        boxes = [
+            {**region, "mark": {"type": "rect", "style": "null", "clip": True}, "encoding": _corners("least", "most")},
+            {**region, "mark": {"type": "rect", "style": "reference", **wider}, "encoding": _corners("low", "high")},
+        ]  # fmt: skip
         name = {
             "type": "text",
             "text": "retrained",
@@ -106,10 +124,18 @@ def forgetting_against_utility(section: ProblemSection) -> Spec | None:
             "dy": -11,
             "dx": 9,
         }
-        right = {"x": quantity("x2"), "y": quantity("y2")}
-        layers.insert(0, {**region, "mark": mark, "encoding": corners})
-        layers.append({**region, "mark": name, "encoding": right})
+        layers = [
+            *boxes,
+            *layers,
+            {**region, "mark": name, "encoding": {"x": quantity("highx"), "y": quantity("highy")}},
+        ]
     return chart(means, "Forgetting against utility", height=300, layer=layers)
+
+
+def _corners(low: str, high: str) -> Spec:
+    """Encoding of a box between two pairs of fields."""
+    ends = {c: quantity(f"{low}{c}") for c in "xy"}
+    return {**ends, **{f"{c}2": {"field": f"{high}{c}"} for c in "xy"}}
 
 
 def membership(section: ProblemSection) -> Spec | None:
@@ -123,15 +149,17 @@ def membership(section: ProblemSection) -> Spec | None:
             (c.interval.low, c.interval.high) if c.interval else (c.value, c.value)
             for c in cells
         ]  # fmt: skip
-        band = column.retrained
+        band = column_band(column)
+        if band is not None:
+            seen = extent([*(v for pair in ends for v in pair), band.low, band.high, 0.5])
+            band = band.within(*seen)
         data.append(
             {
                 "attack": name_of(column),
                 "auc": [None if c.value is None else rounded(c.value) for c in cells],
                 "low": [None if low is None else rounded(low) for low, _ in ends],
                 "high": [None if high is None else rounded(high) for _, high in ends],
-                "from": None if band is None else rounded(band.low),
-                "to": None if band is None else rounded(band.high),
+                **({} if band is None else {f"retrained-{k}": v for k, v in band.fields().items()}),
             }
         )
     if not data:
@@ -139,8 +167,8 @@ def membership(section: ProblemSection) -> Spec | None:
     judged = {(v.metric, v.split) for v in section.verdicts}
     first = next((name_of(c) for c in table.columns if c.key in judged), data[0]["attack"])
     labels = [row.label for row in table.rows]
-    extent = quantity("low", title="Attack AUC (0.5 = guessing)", scale={"zero": False, "nice": True})
-    span = {"x": extent, "x2": {"field": "high"}}
+    interval = quantity("low", title="Attack AUC (0.5 = guessing)", scale={"zero": False, "nice": True})
+    span = {"x": interval, "x2": {"field": "high"}}
     who = {"y": label_axis(labels), "color": {**roles(), "legend": None}}
     shown = tips(
         ("label", "model"),
@@ -160,11 +188,17 @@ def membership(section: ProblemSection) -> Spec | None:
         ],
         transform=[{"filter": "datum.attack == attack"}],
         layer=[
-            {
-                "transform": [{"filter": "isValid(datum.from)"}],
-                "mark": {"type": "rect", "style": "reference"},
-                "encoding": {"x": quantity("from"), "x2": {"field": "to"}},
-            },
+            *(
+                {
+                    "transform": [{"filter": "isValid(datum['retrained-low'])"}],
+                    "mark": {"type": "rect", "style": style},
+                    "encoding": {
+                        "x": quantity(f"retrained-{low}"),
+                        "x2": {"field": f"retrained-{high}"},
+                    },
+                }
+                for style, low, high in BANDS
+            ),
             guide(0.5),
             {"transform": unfold, "mark": {"type": "rule", "strokeWidth": 2}, "encoding": {**span, **who}},
             {"transform": unfold, "mark": dot, "encoding": {"x": quantity("auc"), **who, "tooltip": shown}},
@@ -238,22 +272,29 @@ def _attack_curve(lines: Sequence[CurveLine]) -> Spec:
         for line in lines if line.role != "retrained"
         for at, value in zip(line.at, line.values, strict=True) if value is not None
     ]  # fmt: skip
+    retrained = [line for line in lines if line.role == "retrained"]
+    seen = [v for line in lines for v in (*line.values, *line.lows, *line.highs)]
+    low, high = extent([*seen, 0.0])
+    limits = (0.0, 1.0) if share else (None, None)
     band = [
-        {"at": rounded(at), "value": rounded(mean), "low": rounded(low), "high": rounded(high)}
-        for line in lines if line.role == "retrained"
-        for at, mean, low, high in zip(line.at, line.values, line.lows, line.highs, strict=True)
-        if mean is not None and low is not None and high is not None
-    ]  # fmt: skip
+        {"at": rounded(at), "value": rounded(mean), **band.within(low, high).fields()}
+        for line in retrained
+        for at, mean, points in zip(line.at, line.values, line.points, strict=True)
+        if mean is not None and (band := band_of(points, *limits)) is not None
+    ]
     shown = tips(
         ("label", "model"), ("at", first.over, ".4~r"), ("value", first.title, ".2%" if share else ".4~r")
     )
     layers: list[Spec] = []
     if band:
         layers = [
-            {
-                "data": {"values": band}, "mark": {"type": "area", "style": "reference", "line": False},
-                "encoding": {"x": x, "y": quantity("low", **axis), "y2": {"field": "high"}},
-            },
+            *(
+                {
+                    "data": {"values": band}, "mark": {"type": "area", "style": style, "line": False},
+                    "encoding": {"x": x, "y": quantity(least, **axis), "y2": {"field": most}},
+                }
+                for style, least, most in BANDS
+            ),
             {
                 "data": {"values": [{**row, "label": "retrained"} for row in band]},
                 "mark": {"type": "line", "strokeDash": [4, 3]}, "encoding": {"x": x, "y": y, "color": color, "tooltip": shown},

@@ -137,8 +137,11 @@ class CurveLine(Record):
     role: Role
     at: list[float]
     values: list[float | None]
-    lows: list[float | None] = Field(description="smallest over models; of the retrained ones their band")
+    lows: list[float | None] = Field(description="smallest over models")
     highs: list[float | None]
+    points: list[list[float]] = Field(
+        default_factory=list, description="of every model that has a value, at each point"
+    )
 
 
 class ProblemSection(Record):
@@ -311,6 +314,7 @@ def _curves(judged: Sequence[Judged]) -> list[CurveLine]:
                     metric=metric, title=title_of(metric), unit=mine[0].unit, over=curves[0].over, label=label,
                     role=role_of(models[0]), at=at, values=[mean_of(v) if v else None for v in by_point],
                     lows=[min(v) if v else None for v in by_point], highs=[max(v) if v else None for v in by_point],
+                    points=by_point,
                 )
             )  # fmt: skip
     return lines

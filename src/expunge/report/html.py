@@ -39,20 +39,25 @@ from expunge.report.vega import Spec
 CAPTIONS = {
     "utility": (
         "Small marks are single models, outlined marks means over seeds. The gray box spans the retrained "
-        "models: forgetting should arrive in it."
+        "models, the pale one is where one more of them would lie (95 %): forgetting should arrive there."
     ),
     "membership": (
-        "Mean and 95 % interval per method. The dashed line is guessing, the gray band the retrained models."
+        "Mean and 95 % interval per method. The dashed line is guessing, the gray band the retrained models, the pale one "
+        "where one more of them would lie (95 %)."
     ),
-    "classes": "The target, the retrained models and one method. A good method follows the retrained bars.",
+    "classes": (
+        "The target, the retrained models and one method. A good method follows the retrained bars, within the whiskers: where "
+        "one more retrained model would lie (95 %)."
+    ),
     "losses": (
         "Share of examples by loss; what lies outside the axis is counted in its first or last bin. After "
         "forgetting, the forget set should look as it does to retrained models."
     ),
-    "layers": "How alike the hidden representations of two models are, layer by layer, as linear CKA.",
+    "layers": "How alike the hidden representations of two models are, layer by layer, as linear CKA. The gray "
+    "band spans the retrained models, the pale one is where one more of them would lie (95 %).",
     "curve": (
         "Mean over models by what the attacker spends. The gray band spans what the same attack gets from retrained models "
-        "at the same price: only what lies above it was left by forgetting."
+        "at the same price, the pale one is where one more of them would lie (95 %): only what lies above was left by forgetting."
     ),
     "costs": "Bars to the left of the dashed line are cheaper than retraining from scratch.",
 }

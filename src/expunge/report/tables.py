@@ -13,6 +13,7 @@ from expunge.attacks.base import find_measure
 from expunge.files import finite
 from expunge.metrics import METRICS
 from expunge.record import Across, Direction, Interval, Judged, Record, Score, Status, mean_of
+from expunge.stats.bands import null_band
 from expunge.stats.intervals import t_interval
 
 Role = Literal["target", "retrained", "unlearned"]
@@ -96,6 +97,14 @@ class Spread(Record):
     high: float
     deviation: float | None = Field(
         default=None, description="standard deviation (n - 1); None with fewer than two models"
+    )
+    band: Interval | None = Field(
+        default=None,
+        description="where one further retrained model lies, within the range of the metric; None with fewer than "
+        "two models, and where they do not differ",
+    )
+    groups: dict[str, list[float]] = Field(
+        default_factory=dict, exclude=True, description="the values by class, group or layer"
     )
 
 
@@ -217,7 +226,8 @@ def columns_of(judged: Sequence[Judged]) -> dict[Key, tuple[Column, bool]]:
 
 def _column(score: Score, judged: Sequence[Judged]) -> Column:
     low, high = _range(score)
-    return Column(
+    spread = _spread(judged, score.metric, score.split)
+    column = Column(
         metric=score.metric,
         split=score.split,
         title=title_of(score.metric),
@@ -225,8 +235,11 @@ def _column(score: Score, judged: Sequence[Judged]) -> Column:
         direction=score.direction,
         low=low,
         high=high,
-        retrained=_spread(judged, score.metric, score.split),
+        retrained=spread,
     )
+    if spread is not None and (band := null_band(spread.values)) is not None:
+        spread.band = _clipped(band.values, column)
+    return column
 
 
 def _range(score: Score) -> tuple[float | None, float | None]:
@@ -287,11 +300,12 @@ def _spread(judged: Sequence[Judged], metric: str, split: str) -> Spread | None:
     """The retrained models' values: their own scores, or what is attached to the others' scores."""
     if split == "run" and metric in COSTS:
         return None  # a method is not meant to cost what retraining costs
-    own = [
-        s.value
+    scores = [
+        s
         for m in judged
         if role_of(m) == "retrained" and (s := m.score(metric, split)) and s.value is not None
     ]
+    own = [s.value for s in scores if s.value is not None]
     attached = [s.reference.values for m in judged if (s := m.score(metric, split)) and s.reference]
     values = own or max(attached, key=len, default=[])
     if not values:
@@ -302,6 +316,7 @@ def _spread(judged: Sequence[Judged], metric: str, split: str) -> Spread | None:
         low=min(values),
         high=max(values),
         deviation=statistics.stdev(values) if len(values) > 1 else None,
+        groups={g: [s.groups[g] for s in scores if g in s.groups] for s in scores for g in s.groups},
     )
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from expunge.report.statements import DIRECTIONS, split_name
 from expunge.report.tables import Cell, Column, Row
+from expunge.stats.bands import null_band
 
 Spec = dict[str, Any]
 
@@ -49,11 +50,11 @@ def per_model(field: str, *more: str) -> list[Spec]:
     ]
 
 
-def along(parameter: str, position: str, field: str) -> list[Spec]:
-    """Unfold the list in `field`, whose entries lie at the positions that a parameter lists."""
+def along(parameter: str, position: str, field: str, *more: str) -> list[Spec]:
+    """Unfold the lists in `field` and others, whose entries lie at the positions that a parameter lists."""
     return [
         {"calculate": parameter, "as": position},
-        {"flatten": [position, field]},
+        {"flatten": [position, field, *more]},
         {"filter": f"isValid(datum.{field})"},
     ]
 
@@ -122,6 +123,54 @@ def tips(*fields: tuple[str, ...]) -> list[Spec]:
     """Tooltip rows from (field, title, format); title and format may be left out."""
     keys = ("field", "title", "format")
     return [dict(zip(keys, given, strict=False)) for given in fields]
+
+
+BANDS = (("null", "least", "most"), ("reference", "low", "high"))
+"""Style of each part of the band of retrained models, and its ends; the outer part first."""
+
+
+class Band(NamedTuple):
+    """Where the retrained models lie, behind what is compared with them: drawn faint as far as one more of them would lie."""
+
+    low: float
+    """Smallest and largest of the retrained models."""
+    high: float
+    least: float
+    """Ends of the 95 % band of one further model; where there is none, those of the models themselves."""
+    most: float
+
+    def within(self, low: float, high: float) -> Band:
+        """The part that a chart from `low` to `high` shows: few models have a band much wider than any chart."""
+        return Band(
+            self.low, self.high, min(self.low, max(self.least, low)), max(self.high, min(self.most, high))
+        )
+
+    def fields(self) -> Spec:
+        """As a row of data."""
+        return {name: rounded(value) for name, value in self._asdict().items()}
+
+
+def band_of(values: Sequence[float], low: float | None = None, high: float | None = None) -> Band | None:
+    """The band of retrained models' values, no wider than the possible ones; None of no model."""
+    if not values:
+        return None
+    ends = min(values), max(values)
+    null = null_band(values)
+    least, most = ends if null is None else (null.values.low, null.values.high)
+    return Band(*ends, least if low is None else max(least, low), most if high is None else min(most, high))
+
+
+def column_band(column: Column) -> Band | None:
+    """The band of a column of the tables."""
+    return None if column.retrained is None else band_of(column.retrained.values, column.low, column.high)
+
+
+def extent(values: Iterable[float | None], room: float = 0.08) -> tuple[float, float]:
+    """Ends of an axis on which all values are seen, with a share of their range as room on either side."""
+    known = [v for v in values if v is not None]
+    low, high = min(known), max(known)
+    more = room * (high - low) or 0.01 * max(abs(high), 1e-9)
+    return low - more, high + more
 
 
 def guide(at: float) -> Spec:
