@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 import torch
 
+from expunge.attacks.drawing import denoised
 from expunge.errors import BadInput
 from expunge.evidence import collect
 from expunge.families import Diffusion
@@ -161,6 +162,22 @@ def test_the_edit_follows_the_timestep(problem: Problem, forgotten: Forgotten) -
         with torch.no_grad():
             said = [problem.family.forward(m, asked).prediction for m in (late, problem.target)]
         assert torch.equal(*said) is same
+
+
+def test_attacks_that_differentiate_see_the_edit(problem: Problem, forgotten: Forgotten) -> None:
+    family, batch = cast(Diffusion, problem.family), problem.batches("forget").take(torch.arange(4))
+    conditions = cast(Ablated, forgotten.model).encode(batch.inputs["input_ids"]).requires_grad_(True)
+    said = denoised(
+        family,
+        forgotten.model,
+        batch.inputs["clean"],
+        batch.inputs["timesteps"],
+        batch.inputs["noise"],
+        conditions,
+    )[0].prediction
+    with torch.no_grad():
+        torch.testing.assert_close(said, family.forward(forgotten.model, batch).prediction)
+    assert float(torch.autograd.grad(said.sum(), conditions)[0].abs().max()) > 0
 
 
 def test_its_layer_is_the_first_attention_on_the_way_up(problem: Problem) -> None:

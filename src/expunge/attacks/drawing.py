@@ -14,7 +14,7 @@ from expunge.attacks.base import Attack, Measure, Scene
 from expunge.attacks.frames import parts_of, words_of
 from expunge.families import Batch, Diffusion
 from expunge.families.base import Outputs
-from expunge.families.denoising import decoded, sample_latents, starting_noise
+from expunge.families.denoising import decoded, denoiser, sample_latents, starting_noise
 from expunge.metrics.base import Estimate, Undefined
 from expunge.metrics.membership import hash_order
 from expunge.parameters import param
@@ -208,7 +208,7 @@ def denoised(
     batch = Batch([""] * len(latents), inputs, latents.unsqueeze(1).expand_as(noise), mask)
     noisy = family.noisy(batch).unflatten(-1, family.shape).flatten(0, 1)
     each = conditions.repeat_interleave(timesteps.shape[1], 0)
-    said = parts_of(model).denoise(noisy, timesteps.flatten(), each)
+    said = denoiser(model).denoise(noisy, timesteps.flatten(), each)
     return Outputs(said.flatten(1).unflatten(0, timesteps.shape)), batch
 
 
