@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,10 @@ class DiffusionModel(nn.Module):
         """What the denoiser says of `[N, C, h, w]` at `[N]` under the embeddings `[N, L, d]`."""
         return self.unet(noisy, timesteps, encoder_hidden_states=embedded, return_dict=False)[0]
 
+    def positions(self, embedded: Tensor) -> Tensor:
+        """What cross-attention reads of embeddings: all of their positions."""
+        return embedded
+
     def decode(self, latents: Tensor) -> Tensor:
         """`[N, C, h, w]` latents to `[N, 3, H, W]` images in -1 to 1."""
         if self.vae is None:
@@ -83,10 +88,10 @@ class DiffusionModel(nn.Module):
     @property
     def config(self) -> dict[str, Any]:
         """Configurations of the parts, as plain data; what `build` makes the same architecture of."""
-        made = {"unet": _plain(self.unet.config), "text_encoder": self.text_encoder.config.to_dict()}  # pyright: ignore
+        made = {"unet": plain_config(self.unet.config), "text_encoder": self.text_encoder.config.to_dict()}  # pyright: ignore
         if isinstance(self.vae, LinearCodec):
             return {**made, "codec": self.vae.shape}
-        return made if self.vae is None else {**made, "vae": _plain(self.vae.config)}
+        return made if self.vae is None else {**made, "vae": plain_config(self.vae.config)}
 
     @classmethod
     def build(
@@ -96,9 +101,15 @@ class DiffusionModel(nn.Module):
         vae: dict[str, Any] | None = None,
         codec: dict[str, Any] | None = None,
         embedding_scale: float = 1.0,
+        second_encoder: dict[str, Any] | None = None,
+        second_pad: int = 0,
+        blank_is_zero: bool = True,
     ) -> DiffusionModel:
-        """Fresh weights from configurations; `embedding_scale` multiplies the initial token embeddings."""
-        from transformers import CLIPTextConfig, CLIPTextModel
+        """Fresh weights from configurations; `embedding_scale` multiplies the initial token embeddings.
+
+        With a `second_encoder` it is a Stable Diffusion XL (`expunge.families.two_encoders`).
+        """
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
         library = diffusers()
         encoder = CLIPTextModel(CLIPTextConfig(**text_encoder))
@@ -109,10 +120,17 @@ class DiffusionModel(nn.Module):
             decoder = LinearCodec(**codec)
         elif vae is not None:
             decoder = library.AutoencoderKL.from_config(vae)
-        return cls(library.UNet2DConditionModel.from_config(unet), encoder, decoder)
+        denoiser = library.UNet2DConditionModel.from_config(unet)
+        if second_encoder is None:
+            return cls(denoiser, encoder, decoder)
+        from expunge.families.two_encoders import TwoEncoderModel, TwoEncoders
+
+        second = CLIPTextModelWithProjection(CLIPTextConfig(**second_encoder))
+        both = TwoEncoders(encoder, second, second_pad, blank_is_zero=blank_is_zero)
+        return TwoEncoderModel(denoiser, both, decoder)
 
 
-def _plain(config: Any) -> dict[str, Any]:
+def plain_config(config: Any) -> dict[str, Any]:
     """A diffusers configuration without what only says where it came from."""
     return {k: v for k, v in dict(config).items() if not k.startswith("_")}
 
@@ -170,6 +188,10 @@ class LinearCodec(nn.Module):
         return nn.functional.pixel_unshuffle(images, self.patch).permute(0, 2, 3, 1).flatten(0, 2)
 
 
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+"""Pipelines of diffusers that are read, and written again."""
+
+
 def load_pipeline(location: str | Path) -> tuple[DiffusionModel, Any, dict[str, Any]]:
     """Model, tokenizer and scheduler configuration of a Stable Diffusion folder or hub id, as `diffusers` saves it.
 
@@ -178,9 +200,11 @@ def load_pipeline(location: str | Path) -> tuple[DiffusionModel, Any, dict[str, 
     library = diffusers()
     library.utils.logging.disable_progress_bar()
     try:
-        pipe = library.StableDiffusionPipeline.from_pretrained(
-            location, safety_checker=None, feature_extractor=None, use_safetensors=True
-        )
+        kind = library.DiffusionPipeline.load_config(location)["_class_name"]
+        if kind not in PIPELINES:
+            raise BadInput(f"'{location}' is a {kind}; expunge reads {' and '.join(PIPELINES)}")
+        without = {} if kind == PIPELINES[1] else {"safety_checker": None, "feature_extractor": None}
+        pipe = getattr(library, kind).from_pretrained(location, use_safetensors=True, **without)
     except (OSError, ValueError) as error:
         raise BadInput(
             f"'{location}' is no Stable Diffusion pipeline: {str(error).splitlines()[0]}"
@@ -189,25 +213,59 @@ def load_pipeline(location: str | Path) -> tuple[DiffusionModel, Any, dict[str, 
         raise BadInput(f"'{location}' has no text encoder, so no prompt reaches its denoiser")
     if not cross_attention(pipe.unet):
         raise BadInput(f"the denoiser of '{location}' has no cross-attention, so no prompt reaches it")
-    model = DiffusionModel(pipe.unet, pipe.text_encoder, pipe.vae)
+    if kind == PIPELINES[0]:
+        model = DiffusionModel(pipe.unet, pipe.text_encoder, pipe.vae)
+    else:
+        model = _with_two_encoders(pipe, location)
     # As published: of these checkpoints only the denoiser is edited, unless a method says otherwise.
     model.text_encoder.requires_grad_(False)
-    return model.eval(), pipe.tokenizer, _plain(pipe.scheduler.config)
+    return model.eval(), pipe.tokenizer, plain_config(pipe.scheduler.config)
+
+
+def _with_two_encoders(pipe: Any, location: str | Path) -> DiffusionModel:
+    from expunge.families.two_encoders import TwoEncoderModel, TwoEncoders
+
+    if pipe.text_encoder_2 is None or pipe.tokenizer_2 is None:
+        raise BadInput(f"'{location}' has no second text encoder, without which its denoiser cannot be asked")
+    if pipe.tokenizer.get_vocab() != pipe.tokenizer_2.get_vocab():
+        raise BadInput(
+            f"the two tokenizers of '{location}' have different vocabularies, which expunge does not read"
+        )
+    both = TwoEncoders(
+        pipe.text_encoder, pipe.text_encoder_2, pipe.tokenizer_2.pad_token_id,
+        blank_is_zero=bool(pipe.config.force_zeros_for_empty_prompt),
+    )  # fmt: skip
+    return TwoEncoderModel(pipe.unet, both, pipe.vae)
 
 
 def save_pipeline(model: nn.Module, family: Diffusion, folder: Path) -> None:
-    """Write what ``StableDiffusionPipeline.from_pretrained`` reads, as safetensors, with a deterministic sampler (DDIM).
+    """Write what ``from_pretrained`` of the pipeline reads, as safetensors, with a deterministic sampler (DDIM).
 
     A linear codec is no part of diffusers: the pipeline then has no decoder, and gives latents.
     """
+    from expunge.families.two_encoders import TwoEncoderModel
+
     library = diffusers()
     assert isinstance(model, DiffusionModel)
-    decoder = None if isinstance(model.vae, LinearCodec) else model.vae
-    pipe = library.StableDiffusionPipeline(
-        vae=decoder, text_encoder=model.text_encoder, tokenizer=family.tokenizer, unet=model.unet,
-        scheduler=library.DDIMScheduler.from_config(family.noise.config), safety_checker=None, feature_extractor=None,
-        image_encoder=None, requires_safety_checker=False,
-    )  # fmt: skip
+    parts: dict[str, Any] = {
+        "vae": None if isinstance(model.vae, LinearCodec) else model.vae,
+        "tokenizer": family.tokenizer,
+        "unet": model.unet,
+        "scheduler": library.DDIMScheduler.from_config(family.noise.config),
+        "feature_extractor": None,
+        "image_encoder": None,
+    }
+    if isinstance(model, TwoEncoderModel):
+        both, second = model.text_encoder, copy.deepcopy(family.tokenizer)
+        second.pad_token = second.convert_ids_to_tokens(both.second_pad)
+        pipe = library.StableDiffusionXLPipeline(
+            **parts, text_encoder=both.first, text_encoder_2=both.second, tokenizer_2=second,
+            force_zeros_for_empty_prompt=both.blank_is_zero, add_watermarker=False,
+        )  # fmt: skip
+    else:
+        pipe = library.StableDiffusionPipeline(
+            **parts, text_encoder=model.text_encoder, safety_checker=None, requires_safety_checker=False
+        )
     pipe.save_pretrained(folder, safe_serialization=True)
 
 

@@ -54,7 +54,7 @@ def prompt_rows(
 def _rows(family: Diffusion, model: DiffusionModel, prompts: Sequence[str], which: Rows) -> Tensor:
     device = next(model.parameters()).device
     ids = family.tokens(prompts).to(device)
-    embedded = model.encode(ids).double()
+    embedded = model.positions(model.encode(ids)).double()
     if which == "all":
         return embedded.flatten(0, 1)
     last = last_word(family, ids)
