@@ -31,9 +31,9 @@ class TwoEncoders(nn.Module):
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor]:
         """`[B, L]` token ids of the first tokenizer to `[B, L + 1, d]`."""
-        end = self.first.config.eos_token_id  # pyright: ignore
+        end = int(self.first.config.eos_token_id)  # pyright: ignore
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
-        first_end = torch.eq(input_ids, end).int().argmax(1, keepdim=True)
+        first_end = input_ids.eq(end).int().argmax(1, keepdim=True)
         theirs = torch.where(places > first_end, self.second_pad, input_ids)
         one = self.first(input_ids, output_hidden_states=True).hidden_states[-2]
         two = self.second(theirs, output_hidden_states=True)
