@@ -17,7 +17,7 @@ from expunge.families.models import fingerprint
 from expunge.files import canonical_json, write_atomic
 from expunge.methods.base import METHODS, Forgotten, Method, Workplace, keeps_target
 from expunge.methods.loop import fit
-from expunge.metrics.base import METRICS, Metric, Role, standard_metrics
+from expunge.metrics.base import Metric, Role, chosen_metrics, standard_metrics
 from expunge.problem import Problem
 from expunge.record import Claimed, Judged, Score, ScoreFile
 from expunge.report import read_run_folder, write_report
@@ -138,7 +138,7 @@ def audit_with_losses(
 ) -> tuple[ScoreFile, LossSamples]:
     """`audit`, and the per-example losses that a report draws."""
     battery = Battery(problem, attacks, device, folder, progress)
-    chosen = standard_metrics(problem.family) if metrics is None else [METRICS[n] for n in metrics]
+    chosen = standard_metrics(problem.family) if metrics is None else chosen_metrics(metrics, problem.family)
     named = {"audited": models} if isinstance(models, nn.Module) else dict(models)
     rows: list[tuple[str, str, int, nn.Module]] = (
         [] if problem.model is None else [("target", "target", 0, problem.model)]

@@ -45,7 +45,8 @@ def audit(
     inputs: options.Inputs = None,
     allow_pickle: options.AllowPickle = False,
     metrics: Annotated[
-        str | None, typer.Option(help="Metrics, separated by commas; default: all that fit.")
+        str | None,
+        typer.Option(help="Metrics, separated by commas; default: standard, which may be one of them."),
     ] = None,
     attacks: Annotated[
         str | None,

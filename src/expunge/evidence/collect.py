@@ -125,7 +125,9 @@ def collect(
     for name, ragged in tokens.items():
         columns[name] = _ragged(ragged)
     for name, found in said.items():
-        columns[name] = _arrow(found) if isinstance(found, np.ndarray) else pa.array(found, pa.string())
+        several = isinstance(found, list) and bool(found) and isinstance(found[0], list)
+        kind = pa.list_(pa.string()) if several else pa.string()
+        columns[name] = _arrow(found) if isinstance(found, np.ndarray) else pa.array(found, kind)
     return Evidence(pa.table(columns))
 
 

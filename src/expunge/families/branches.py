@@ -15,6 +15,7 @@ from expunge.errors import BadInput
 from expunge.families.base import Batch, Outputs, Rows
 from expunge.families.causal_lm import CausalLM, log_likelihoods
 from expunge.families.models import call_language_model
+from expunge.families.refusals import probes
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,6 +36,7 @@ class Branching(CausalLM):
     """
 
     name = ""  # a view for evidence, not a family of its own
+    _refusals: tuple[str, ...] = ()
 
     def __init__(self, family: CausalLM, dataset: Dataset) -> None:
         super().__init__(
@@ -77,6 +79,8 @@ class Branching(CausalLM):
         answers = [] if said is None else [(1, said)]
         if self._perturbed is not None:
             answers += list(enumerate(_listed(row[self._perturbed]), 2))
+        if n_prompt > len(self.begin):
+            answers += list(enumerate(self._refusals, 2 + self._n_perturbed))
         if answers and n_prompt == 0:
             raise BadInput(
                 "further answers need a question before them, and the row has none; drop their columns"
@@ -118,18 +122,28 @@ class Branching(CausalLM):
         # Rows without paraphrases are their own, as for the true facts of TOFU.
         made["paraphrase_loss"] = torch.where(losses[:, 0].isnan(), made["loss"], losses[:, 0])
         made["perturbed_loss"] = (
-            losses[:, 1:] if self._n_perturbed else losses.new_full((len(batch), 1), math.nan)
+            losses[:, 1 : 1 + self._n_perturbed]
+            if self._n_perturbed
+            else losses.new_full((len(batch), 1), math.nan)
         )
+        made["refusal_loss"] = losses[:, 1 + self._n_perturbed :]
         return {q: made[q] for q in quantities}
 
     def _further_losses(self, logp: Tensor, branch: Tensor) -> Tensor:
-        """`[B, 1 + K]` mean loss per token of the paraphrase and the perturbed answers; NaN where absent."""
+        """`[B, 1 + K + R]` mean loss per token of paraphrase, perturbed answers and refusals; NaN where absent."""
         further = branch > 0
         where = (branch - 1).clamp(min=0)
-        totals = torch.zeros(len(branch), 1 + self._n_perturbed, dtype=torch.float64, device=branch.device)
+        n = 1 + self._n_perturbed + len(self._refusals)
+        totals = torch.zeros(len(branch), n, dtype=torch.float64, device=branch.device)
         counts = totals.clone().scatter_add_(1, where, further.double())
         totals.scatter_add_(1, where, torch.where(further, -logp.double(), 0.0))
         return totals / torch.where(counts > 0, counts, math.nan)
+
+
+class Declining(Branching):
+    """The view in which every question has embedded refusals too among its further answers."""
+
+    _refusals = probes()
 
 
 def attention(owner: Tensor, dtype: torch.dtype) -> Tensor:
@@ -140,7 +154,7 @@ def attention(owner: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)[:, None]
 
 
-FURTHER = ("paraphrase_loss", "perturbed_loss")
+FURTHER = ("paraphrase_loss", "perturbed_loss", "refusal_loss")
 
 
 def _listed(answers: Any) -> list[str]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from expunge.errors import BadInput
 from expunge.families.base import Batch, Family, Outputs, Rows, wide
-from expunge.families.generation import LIMIT, Generation, continuations, request
+from expunge.families.generation import LIMIT, SAMPLES, Generation, continuations, request
 from expunge.families.models import call_language_model
 from expunge.families.prompts import Template
 from expunge.families.tokenizers import describe_tokenizer, load_tokenizer, require_fast, restore_tokenizer
@@ -55,8 +55,15 @@ class CausalLM(Family):
         "features:LAYER": "activations of LAYER averaged over the completion's positions, [n, d]",
         "text": "what the model says after the row's prompt, greedily, up to its end-of-sequence token, [n]",
         "answer_text": "what the row itself says there, as the data has it, [n]",
+        "refusal_loss": "loss of each of five embedded refusals as the answer; NaN where the row asks nothing, [n, 5]",
+        "sample_text": "k sampled answers to the row's prompt, [n] of k texts",
+        "sample_logp": "ln p of each of them, nats, [n, k]",
+        "sample_tokens": "tokens of each, that which ends it included, [n, k]",
+        "sample_similarity": "cosines of their last hidden states, answer by answer, [n, k * k]",
     }
-    generated = frozenset({"text", "answer_text"})
+    generated = frozenset(
+        {"text", "answer_text", "sample_text", "sample_logp", "sample_tokens", "sample_similarity"}
+    )
     relabelings = {
         "random": "every token of the completion uniform over the vocabulary",
         "random-other": "the same, but never the true token",
@@ -101,7 +108,12 @@ class CausalLM(Family):
             "template": self.template.model_dump(mode="json"),
             "max_length": self.max_length,
             "group": self.group,
-            "generation": self.generation.model_dump(mode="json"),
+            # What most problems never read must not change what they are addressed by.
+            "generation": {
+                k: v
+                for k, v in self.generation.model_dump(mode="json").items()
+                if k != "samples" or v != SAMPLES
+            },
             **describe_tokenizer(self.tokenizer),
         }
 
@@ -209,16 +221,23 @@ class CausalLM(Family):
 
     def view(self, dataset: Dataset, quantities: Sequence[str]) -> Family:
         """Rows with all their answers, where a quantity asks for more than the first."""
-        from expunge.families.branches import FURTHER, Branching
+        from expunge.families.branches import FURTHER, Branching, Declining
 
+        if "refusal_loss" in quantities:
+            return Declining(self, dataset)
         return Branching(self, dataset) if any(q in FURTHER for q in quantities) else self
 
     def generate(  # noqa: D102
         self, model: nn.Module, dataset: Dataset, quantities: Sequence[str], batch_size: int
-    ) -> dict[str, list[str]]:
+    ) -> dict[str, Any]:
         read = [c for c in (*self.template.columns, LIMIT) if c in dataset.column_names]
         asked = [request(self, row) for row in dataset.with_format(None).select_columns(read)]  # pyright: ignore
-        made: dict[str, list[str]] = {}
+        made: dict[str, Any] = {}
+        if any(q.startswith("sample_") for q in quantities):
+            from expunge.families.repeated import repeated
+
+            drawn = repeated(self, model, asked, batch_size)
+            made |= {q: value for q, value in drawn.items() if q in quantities}
         if "text" in quantities:
             prompts, limits = [r.prompt for r in asked], [r.limit for r in asked]
             ends = {i for i in (self.tokenizer.eos_token_id,) if i is not None}

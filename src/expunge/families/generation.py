@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 BATCH_TOKENS = 1 << 14
 """Tokens of prompts and continuations that one batch may come to: what bounds the memory of keys and values."""
+SAMPLES = 5
 LIMIT = "max_new_tokens"
 """Column of a data set that replaces the parameter of that name row by row."""
 
@@ -46,6 +47,12 @@ class Generation(Parameters):
         "where a row has no prompt, as raw text: how many of its first tokens are the prompt, at most half of them",
         source="Carlini et al., ICLR 2023, arXiv:2202.07646",
         ge=1,
+    )
+    samples: int = param(
+        SAMPLES,
+        "answers drawn for each row where a metric reads several",
+        source="ours, for its cost; UMPIRE takes 10 to 50 (Lau et al. 2026)",
+        ge=2,
     )
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from importlib.resources import files
 from itertools import chain, cycle, islice
 
 import torch
@@ -13,6 +11,7 @@ from torch import nn
 
 from expunge.errors import BadInput, did_you_mean
 from expunge.families.causal_lm import CausalLM
+from expunge.families.refusals import refusals
 from expunge.methods.objective import Objective, State
 from expunge.parameters import param
 from expunge.problem import Problem
@@ -54,13 +53,6 @@ class OtherAnswers(Objective):
         """For each forget row the same number of other answers; `model` is the target in eval mode."""
         generator = state.workplace.generator(5)
         return [draw_refusals(self.n_answers, generator) for _ in range(len(problem.forget))]
-
-
-@cache
-def refusals() -> tuple[str, ...]:
-    """The embedded bank: polite sentences that say no more than that the answer is not known."""
-    text = files("expunge.methods").joinpath("refusals.txt").read_text(encoding="utf-8")
-    return tuple(text.splitlines())
 
 
 def draw_refusals(n: int, generator: torch.Generator) -> list[str]:

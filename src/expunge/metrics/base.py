@@ -77,6 +77,7 @@ class Metric:
         splits: data sets it is computed on.
         direction: which way is better, by split ('*' for the others).
         families: the only families it means something for; None where having the quantities is enough.
+        standard: whether it is computed unless asked otherwise; what costs more than a pass is not.
         attack: the threat model where the metric is an attacker's success, else ''.
     """
 
@@ -94,6 +95,7 @@ class Metric:
     source: str
     attack: str
     by_layer: bool = False
+    standard: bool = True
 
     def __post_init__(self) -> None:
         # As functools.wraps does: the registry tells two metrics of one name apart by the module they were
@@ -182,8 +184,14 @@ METRICS: Registry[Metric] = Registry("metric", "expunge.metrics")
 
 
 def standard_metrics(family: Family | type[Family]) -> list[Metric]:
-    """Every registered metric that fits `family`, by name."""
-    return [metric for _, metric in METRICS.items() if metric.fits(family)]
+    """Every registered metric that fits `family` and is computed unless asked otherwise, by name."""
+    return [metric for _, metric in METRICS.items() if metric.standard and metric.fits(family)]
+
+
+def chosen_metrics(names: Sequence[str], family: Family | type[Family]) -> list[Metric]:
+    """The metrics of these names, each once; ``standard`` stands for all standard ones of `family`."""
+    found = [m for n in names for m in (standard_metrics(family) if n == "standard" else [METRICS[n]])]
+    return list({metric.name: metric for metric in found}.values())
 
 
 def metric(
@@ -199,6 +207,7 @@ def metric(
     families: Sequence[str] | None = None,
     source: str = "",
     attack: str = "",
+    standard: bool = True,
 ) -> Callable[[Function], Metric]:
     """Register a function of evidence as a metric; its docstring is the definition."""
 
@@ -209,7 +218,7 @@ def metric(
         declared = Metric(
             name, title, inspect.cleandoc(function.__doc__), function, reads, tuple(splits),
             {"*": direction} if isinstance(direction, str) else direction, unit, low, high,
-            None if families is None else frozenset(families), source, attack, by_layer,
+            None if families is None else frozenset(families), source, attack, by_layer, standard,
         )  # fmt: skip
         return METRICS.add(name, declared)
 

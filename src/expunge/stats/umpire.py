@@ -32,7 +32,19 @@ def semantic_volume(embeddings: ArrayLike, eps: float = EPS) -> float:
     if not np.isfinite(vectors).all() or not norms.all():
         raise BadInput("an embedding is zero or not finite; leave the answer out")
     unit = vectors / norms
-    return float(np.linalg.slogdet(unit @ unit.T + eps * np.eye(len(unit)))[1] / (2 * len(unit)))
+    return volume_of(unit @ unit.T, eps)
+
+
+def volume_of(similarity: ArrayLike, eps: float = EPS) -> float:
+    """`semantic_volume` from the cosines `[k, k]` of the embeddings.
+
+    >>> round(volume_of([[1.0, 0.0], [0.0, 1.0]]), 6)
+    0.0
+    """
+    cosines = np.asarray(similarity, dtype=float)
+    if cosines.ndim != 2 or cosines.shape[0] != cosines.shape[1] or not len(cosines):
+        raise BadInput(f"cosines of k answers have shape [k, k], got {cosines.shape}")
+    return float(np.linalg.slogdet(cosines + eps * np.eye(len(cosines)))[1] / (2 * len(cosines)))
 
 
 def incoherence(token_logp: Sequence[ArrayLike], *, per_token: bool = False) -> float:

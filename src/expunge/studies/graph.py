@@ -18,7 +18,8 @@ from expunge.errors import BadInput, Missing, did_you_mean
 from expunge.families.models import fingerprint
 from expunge.files import digest
 from expunge.methods.base import METHODS, Method
-from expunge.metrics.base import METRICS, Metric, standard_metrics
+from expunge.metrics.base import Metric, standard_metrics
+from expunge.metrics.base import chosen_metrics as metrics_named
 from expunge.problem import Problem
 from expunge.studies.spec import AttackSpec, MethodSpec, StudySpec
 
@@ -363,7 +364,7 @@ def chosen_metrics(spec: StudySpec, problem: Problem) -> list[Metric]:
     """The metrics of a study that fit the problem's family."""
     if spec.metrics == "standard":
         return standard_metrics(problem.family)
-    return [m for m in (METRICS[n] for n in spec.metrics) if m.fits(problem.family)]
+    return [m for m in metrics_named(spec.metrics, problem.family) if m.fits(problem.family)]
 
 
 def quantities(metrics: list[Metric], problem: Problem, roles: tuple[str, ...]) -> dict[str, set[str]]:

@@ -152,7 +152,10 @@ class StudySpec(Parameters):
         description="seed of the fresh weights of targets and retrained models, so that `seeds` vary the rest alone; "
         "null: each model's own seed",
     )
-    metrics: Literal["standard"] | list[str] = Field(default="standard", description="metrics to compute")
+    metrics: Literal["standard"] | list[str] = Field(
+        default="standard",
+        description="metrics to compute: standard, or names; `standard` among them means those and more",
+    )
     attacks: Literal["standard", "all"] | list[AttackSpec] = Field(
         default_factory=list,
         description="attacks on every model of the table; standard: all that fit and train nothing; all: all that fit",
