@@ -124,6 +124,8 @@ class Family(ABC):
     """What one evidence pass can yield: name to definition."""
     generated: ClassVar[frozenset[str]] = frozenset()
     """Those of them that come from `generate`, such as texts and images, instead of the forward pass."""
+    repeated: ClassVar[frozenset[str]] = frozenset()
+    """Those of them that take several passes: more than one answer to each row."""
     relabelings: ClassVar[Mapping[str, str]]
     """Which `how` `relabel` knows: name to definition."""
 

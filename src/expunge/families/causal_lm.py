@@ -61,9 +61,8 @@ class CausalLM(Family):
         "sample_tokens": "tokens of each, that which ends it included, [n, k]",
         "sample_similarity": "cosines of their last hidden states, answer by answer, [n, k * k]",
     }
-    generated = frozenset(
-        {"text", "answer_text", "sample_text", "sample_logp", "sample_tokens", "sample_similarity"}
-    )
+    repeated = frozenset({"sample_text", "sample_logp", "sample_tokens", "sample_similarity"})
+    generated = frozenset({"text", "answer_text", *repeated})
     relabelings = {
         "random": "every token of the completion uniform over the vocabulary",
         "random-other": "the same, but never the true token",
@@ -233,7 +232,7 @@ class CausalLM(Family):
         read = [c for c in (*self.template.columns, LIMIT) if c in dataset.column_names]
         asked = [request(self, row) for row in dataset.with_format(None).select_columns(read)]  # pyright: ignore
         made: dict[str, Any] = {}
-        if any(q.startswith("sample_") for q in quantities):
+        if any(q in self.repeated for q in quantities):
             from expunge.families.repeated import repeated
 
             drawn = repeated(self, model, asked, batch_size)

@@ -20,11 +20,10 @@ SEED = 104_743
 """Of all samples, so that models are compared on the same noise."""
 TEMPERATURE, TOP_P = 0.7, 0.9
 """As in the demonstration of UMPIRE (Lau et al. 2026, arXiv:2602.24195)."""
-SAMPLED = frozenset({"sample_text", "sample_logp", "sample_tokens", "sample_similarity"})
 
 
 def repeated(family: CausalLM, model: nn.Module, asked: Sequence[Request], batch_size: int) -> dict[str, Any]:
-    """The quantities of `SAMPLED`: of each of n questions k answers, `family.generation.samples`.
+    """The quantities in `CausalLM.repeated`: of each of n questions k answers, `family.generation.samples`.
 
     Drawn at temperature 0.7 among the tokens that make up 0.9 of the probability; likelihoods are the model's own, at
     temperature 1. An answer is as long as the row's limit allows, the token that ends it included. Its embedding is the

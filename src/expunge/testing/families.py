@@ -144,17 +144,17 @@ def _quantities(problem: Problem, family: Family, model: nn.Module) -> None:
     names = [q.replace("LAYER", layers[0] if layers else "") for q in family.quantities]
     require(bool(layers) or "features:" not in names, "it yields features of layers, of which it has none")
     with metered() as meter:
-        evidence = collect(family, model, problem.forget, names)
+        evidence = collect(family, model, problem.forget, [q for q in names if q not in family.repeated])
     # Texts take a pass of their own, in which the model goes on from each row once.
     passes = 2 if family.generated else 1
     require(
         meter.examples == passes * len(problem.forget),
         f"{meter.examples} examples went through the model for {len(problem.forget)} rows",
     )
+    further = collect(family, model, problem.forget, sorted(family.repeated)) if family.repeated else evidence
     for name in names:
-        require(
-            len(evidence[name]) == len(problem.forget), f"quantity '{name}' has {len(evidence[name])} rows"
-        )
+        found = further if name in family.repeated else evidence
+        require(len(found[name]) == len(problem.forget), f"quantity '{name}' has {len(found[name])} rows")
 
 
 def _batching(problem: Problem, family: Family, model: nn.Module) -> None:
