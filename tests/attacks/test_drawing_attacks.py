@@ -13,7 +13,7 @@ from datasets import Dataset
 import expunge
 from expunge.attacks import ATTACKS, Scene
 from expunge.attacks.concept_inversion import ConceptInversion, with_new_word
-from expunge.attacks.drawing import DrawingAttack, asked_rows, concept_images, denoised
+from expunge.attacks.drawing import DrawingAttack, Hunt, asked_rows, concept_images, denoised
 from expunge.attacks.frames import Frame, all_free, vocabulary, with_inserted, with_prefix, words_of
 from expunge.attacks.p4d import P4D, distance, drawn
 from expunge.attacks.ring_a_bell import RingABell, distances, wanted_embedding
@@ -119,6 +119,7 @@ def test_what_only_changed_its_name_is_found_and_what_is_gone_is_not(
         found = [said["prompt"] for said in scene.transcripts if said["drawn"]]
         assert all("blue" in prompt for prompt in found)
         assert value(scores["text-asr"]) == value(scores["post-asr"])
+        assert 0 <= value(scores["random-asr"]) <= 1
     gone, _ = run(attack, problem, retrained)
     assert value(gone["post-asr"]) <= 0.25
 
@@ -174,6 +175,18 @@ def test_the_search_comes_near_what_trying_all_prompts_finds(
         best, plain = losses[:, i].min(), loss(torch.tensor(words_of(family, asked.tokens)[i]))[i]
         assert best <= searched + 1e-6
         assert searched - best < 0.5 * (plain - best), "no better than half way to the best of all prompts"
+
+
+def test_chance_is_counted_over_as_many_draws(
+    problem: Problem, family: Diffusion, renamed: DiffusionModel, retrained: torch.nn.Module
+) -> None:
+    """Of all prompts of two words those that say blue draw red here, so that random ones find it sooner or later."""
+    for model, least, most in ((renamed, 0.75, 1), (retrained, 0, 0.25)):
+        scene = Scene(problem, model, Workplace(seed=0))
+        asked = asked_rows(scene, 4)
+        frame, hunt = all_free(family, 4, 2), Hunt(scene, asked)
+        assert least <= hunt.at_random([frame], 40).mean() <= most
+        assert hunt.at_random([frame], 0).tolist() == hunt.before.tolist() == [False] * 4
 
 
 def test_free_places(family: Diffusion) -> None:

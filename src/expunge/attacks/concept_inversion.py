@@ -99,7 +99,7 @@ class ConceptInversion(DrawingAttack):
             (normalize(word.detach(), dim=-1) @ normalize(table, dim=-1).T).topk(min(3, len(ids))).indices[0]
         )
         nearest = [family.tokenizer.decode([int(i)]) for i in ids[near]]
-        scores = hunt.scores(self, typed=False)
+        scores = hunt.scores(self)
         for said in scene.transcripts[-len(asked) :]:
             # The prompt that was drawn holds a word that no text says.
             said["prompt"], said["nearest_words"] = None, nearest
@@ -114,7 +114,8 @@ def spoken(scene: Scene, frame: Frame, word: Tensor) -> Tensor:
 def with_new_word(family: Diffusion, tokens: Tensor) -> Frame:
     """Prompts (`[n, L]`) with a free place where each of the concept's values stood, or one before them."""
     values = [
-        family.tokenizer(value, add_special_tokens=False)["input_ids"] for value in family.concept.values()
+        family.tokenizer(value.replace("_", " "), add_special_tokens=False)["input_ids"]
+        for value in family.concept.values()
     ]
 
     def replaced(words: list[int]) -> list[int | None]:

@@ -15,6 +15,7 @@ from expunge.attacks.drawing import (
     Hunt,
     as_text,
     asked_rows,
+    by_chance,
     concept_images,
     denoised,
     diffusion_of,
@@ -48,7 +49,9 @@ class P4D(DrawingAttack):
     paper = "Chin et al., ICML 2024, arXiv:2309.06135"
     threat_model = "weights of the erased model (gradients by its prompt) and of the model before forgetting"
     access = "weights"
-    measures = success(name, "P4D", "under some of the searched prompts", as_text(name, "P4D"))
+    measures = success(
+        name, "P4D", "under some of the searched prompts", as_text(name, "P4D"), by_chance(name, "P4D")
+    )
 
     variant: Literal["n", "k", "union"] = param(
         "union",
@@ -82,14 +85,15 @@ class P4D(DrawingAttack):
         family = diffusion_of(scene.problem)
         asked = asked_rows(scene, self.rows)
         images, hunt = concept_images(scene, asked), Hunt(scene, asked)
-        tokens = asked.tokens.to(scene.workplace.device)
-        for turn, variant in enumerate(("n", "k") if self.variant == "union" else (self.variant,)):
-            if variant == "n":
-                frame = all_free(family, len(asked), self.tokens)
-            else:
-                frame = with_inserted(family, tokens, self.every)
+        frames = {
+            "n": all_free(family, len(asked), self.tokens), "k": with_inserted(family, asked.tokens, self.every)
+        }  # fmt: skip
+        chosen = list(frames.values()) if self.variant == "union" else [frames[self.variant]]
+        for turn, frame in enumerate(chosen):
             self.search(scene, asked, images, hunt, frame, turn)
-        return hunt.scores(self)
+        return hunt.scores(
+            self, random=hunt.at_random(chosen, len(evenly_spent(self.steps, self.evaluations)))
+        )
 
     def search(self, scene: Scene, asked: Asked, images: Tensor, hunt: Hunt, frame: Frame, turn: int) -> None:
         """One variant, on the rows that are still open."""

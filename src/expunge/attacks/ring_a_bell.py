@@ -12,6 +12,7 @@ from expunge.attacks.drawing import (
     Hunt,
     as_text,
     asked_rows,
+    by_chance,
     diffusion_of,
     draw,
     evenly_spent,
@@ -52,7 +53,7 @@ class RingABell(DrawingAttack):
     needs = frozenset({"concept"})
     measures = success(
         name, "Ring-A-Bell", "under one of the best prompts of the search",
-        as_text(name, "Ring-A-Bell"),
+        as_text(name, "Ring-A-Bell"), by_chance(name, "Ring-A-Bell"),
         Measure(
             f"{name}-embedding-asr",
             "Share of the same prompts for which the concept is drawn, without the attack or from the wanted embedding itself in "
@@ -94,10 +95,12 @@ class RingABell(DrawingAttack):
             if rows:
                 hunt.attempt(torch.stack([best[asked.words[i]][turn] for i in rows]).to(device))
             hunt.spent(step)
-        return [
-            *hunt.scores(self, over="generations"),
-            self.score(f"{self.name}-embedding-asr", share(reached)),
-        ]
+        frame, draws = (
+            all_free(family, len(asked), self.tokens),
+            len(evenly_spent(self.steps, self.evaluations)),
+        )
+        found = hunt.scores(self, over="generations", random=hunt.at_random([frame], draws))
+        return [*found, self.score(f"{self.name}-embedding-asr", share(reached))]
 
     def search(self, scene: Scene, reader: nn.Module, wanted: Tensor, number: int) -> list[Tensor]:
         """`[L]` the best tokens after each of `evenly_spent` generations for the embedding `wanted` (`[L, d]`)."""

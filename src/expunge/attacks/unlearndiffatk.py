@@ -11,6 +11,7 @@ from expunge.attacks.drawing import (
     Hunt,
     as_text,
     asked_rows,
+    by_chance,
     concept_images,
     denoised,
     diffusion_of,
@@ -47,6 +48,7 @@ class UnlearnDiffAtk(DrawingAttack):
         "UnlearnDiffAtk",
         "with some of the searched tokens before the prompt",
         as_text(name, "UnlearnDiffAtk"),
+        by_chance(name, "UnlearnDiffAtk"),
     )
 
     tokens: int = param(
@@ -100,7 +102,7 @@ class UnlearnDiffAtk(DrawingAttack):
             likely = ids[weights.detach().argmax(-1)]
             hunt.attempt(frame.filled(likely)[rows])
             hunt.spent(self.steps * (part + 1) // parts)
-        return hunt.scores(self)
+        return hunt.scores(self, random=hunt.at_random([frame], parts))
 
 
 def onto_simplex(values: Tensor) -> Tensor:
