@@ -34,7 +34,7 @@ class Training(Parameters):
     )
     lr: float = param(0.05, "learning rate", source="ours", ge=0)
     batch_size: int = param(64, "examples per optimizer step", source="ours", ge=1)
-    optimizer: Literal["sgd", "adam", "adamw"] = param("sgd", "update rule", source="ours")
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = param("sgd", "update rule", source="ours")
     momentum: float = param(0.9, "momentum of sgd", source="customary", ge=0, lt=1)
     weight_decay: float = param(5e-4, "L2 coefficient (decoupled for adamw)", source="customary", ge=0)
     schedule: Literal["constant", "cosine", "linear"] = param(

@@ -137,6 +137,8 @@ class Attack(Parameters):
     """As a method's: retain, holdout, architecture, recipe."""
     families: ClassVar[frozenset[str] | None] = None
     """Families it fits; None means every one."""
+    likelihood: ClassVar[bool] = False
+    """Whether it reads likelihoods, which some families have not."""
     trains: ClassVar[bool] = False
     """Whether it trains models, its own or the attacked one."""
     costly: ClassVar[bool] = False
@@ -161,12 +163,16 @@ class Attack(Parameters):
             found.append(f"it works on weights and layers, which {family.name} has not")
         elif cls.families is not None and not cls.fits(family):
             found.append(f"it fits {', '.join(sorted(cls.families))}, not {family.name}")
+        elif not cls.fits(family):
+            found.append(f"it needs a likelihood, which {family.name} has not")
         return found + [f"it needs {NEEDS[n]}" for n in sorted(cls.needs - problem.offers())]
 
     @classmethod
     def fits(cls, family: type[Family] | Family) -> bool:
         """Whether it fits a family at all."""
         if cls.access == "weights" and not family.gradients:
+            return False
+        if cls.likelihood and family.likelihood == "none" and family.gradients:
             return False
         return cls.families is None or family.name in cls.families
 

@@ -33,6 +33,7 @@ class GaussianPoison(Attack):
     paper = "Pawelczyk et al., ICLR 2025, arXiv:2406.17216"
     threat_model = "weights (gradients with respect to inputs); the clean forgotten rows and the noise that was added to them"
     access = "weights"
+    likelihood = True
     measures = (
         Measure(
             "gaussian-poison-mean",

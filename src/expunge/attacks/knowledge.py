@@ -28,6 +28,11 @@ KNOWLEDGE: dict[str, tuple[str, tuple[str, ...]]] = {
         "1 where the judge sees in the image sampled from the row's prompt what it asks for of the concept's attribute, else 0",
         ("concept_correct",),
     ),
+    "gan": (
+        "1 where one of the model's samples lies nearer to the row's image, in a judge's features, than its 5th nearest row "
+        "(coverage), else 0",
+        ("covered",),
+    ),
 }
 """By family: the definition, and the quantities that it is read from."""
 

@@ -98,6 +98,7 @@ class Lira(Attack):
     paper = "Carlini et al., IEEE S&P 2022, arXiv:2112.03570"
     threat_model = "logits and labels; all retained rows; the rows in question; the training recipe and compute to repeat it"
     access = "logits"
+    likelihood = True
     measures = roc_measures("lira", "likelihood ratio, LiRA")
     needs = frozenset({"retain", "holdout", "architecture", "recipe"})
     trains = True

@@ -33,6 +33,7 @@ class PopulationMia(Attack):
         "logits and labels of single rows; some retained rows and rows never trained on; no training"
     )
     access = "logits"
+    likelihood = True
     measures = roc_measures("population-mia", "one statistic, population")
     needs = frozenset({"retain", "holdout"})
 

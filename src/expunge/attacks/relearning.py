@@ -239,7 +239,7 @@ class Relearning(Attack):
             model.train(len(batch) > 1)  # one row has no variance for batch norm
             optimizer.zero_grad()
             with torch.enable_grad():
-                loss = family.nll(family.forward(model, batch), batch) / family.terms(batch).clamp(min=1)
+                loss = torch.stack(list(family.losses(model, batch).values())).sum(0)
                 loss.mean().backward()
             if not torch.isfinite(loss).all():
                 raise Undefined(f"the training diverged at step {step + 1}; give a lower learning rate")

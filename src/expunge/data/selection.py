@@ -12,7 +12,7 @@ from expunge.data.conditions import matching, parse
 from expunge.data.order import shuffled
 from expunge.data.sources import read_table
 from expunge.errors import BadInput, did_you_mean
-from expunge.families import Classifier, Family
+from expunge.families import Classifier, Family, Gan
 from expunge.files import read_json
 from expunge.parameters import Parameters
 
@@ -129,7 +129,7 @@ class Selection(Parameters):
         return set(found)
 
     def _of_class(self, dataset: Dataset, family: Family) -> tuple[np.ndarray, str]:
-        if not isinstance(family, Classifier):
+        if not isinstance(family, (Classifier, Gan)) or not family.classes:
             raise BadInput(f"a {family.name} has no classes; choose rows by where, user, ids or fraction")
         given = str(self.class_)
         if given in family.classes:

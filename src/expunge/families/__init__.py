@@ -11,6 +11,7 @@ from expunge.families.causal_lm import CausalLM
 from expunge.families.classifier import Classifier
 from expunge.families.diffusion import Diffusion
 from expunge.families.estimator import Estimator
+from expunge.families.gan import Gan
 from expunge.families.generation import Generation
 from expunge.families.images import Images
 from expunge.families.inputs import Inputs, Table, Text
@@ -19,8 +20,8 @@ from expunge.families.prompts import Template
 from expunge.families.regressor import Regressor
 
 FAMILIES: dict[
-    str, type[Classifier] | type[Regressor] | type[CausalLM] | type[Diffusion] | type[Estimator]
-] = {f.name: f for f in (Classifier, Regressor, CausalLM, Diffusion, Estimator)}
+    str, type[Classifier] | type[Regressor] | type[CausalLM] | type[Diffusion] | type[Gan] | type[Estimator]
+] = {f.name: f for f in (Classifier, Regressor, CausalLM, Diffusion, Gan, Estimator)}
 
 
 def restore_family(description: dict[str, Any]) -> Family:
@@ -41,6 +42,7 @@ __all__ = [
     "Diffusion",
     "Estimator",
     "Family",
+    "Gan",
     "Generation",
     "Images",
     "Inputs",

@@ -145,6 +145,13 @@ class Family(ABC):
     def nll(self, outputs: Outputs, batch: Batch) -> Tensor:
         """`[B]` negative log-likelihood in nats, float32 or wider: the SUM over valid positions."""
 
+    def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """`[B]` terms that training brings down, by name: the mean negative log-likelihood of a row's positions.
+
+        Where models are trained otherwise, the gradient of the terms' sum is what training follows.
+        """
+        return {"nll": self.nll(self.forward(model, batch), batch) / self.terms(batch).clamp(min=1)}
+
     @abstractmethod
     def divergence(self, p: Outputs, q: Outputs, batch: Batch, temperature: float = 1.0) -> Tensor:
         """`[B]` divergence D(p‖q) in nats, summed over valid positions, of both distributions raised to 1/temperature."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from expunge.errors import BadInput
+from expunge.families.images import Images
+from expunge.families.models import call
 from expunge.files import cached
 
 
@@ -45,7 +49,6 @@ class Judge:
     def _loaded(self) -> tuple[torch.nn.Module, Any]:
         # The loaders know all families, this one included.
         from expunge.families import Classifier, restore_family
-        from expunge.families.images import Images
         from expunge.families.models import load_folder
 
         folder = cached(self.folder)
@@ -55,32 +58,55 @@ class Judge:
             return model.eval().requires_grad_(False), family
         if not (folder / "expunge.json").is_file():
             raise BadInput(f"there is no judge of '{self.column}' at '{folder}'; make the problem anew")
-        model, _, record = load_folder(folder)
+        with torch.inference_mode(False):  # whoever asks first may have it on, and others differentiate
+            model, _, record = load_folder(folder)
         family = restore_family(record["family"])
         if not isinstance(family, Classifier):
             raise BadInput(f"'{self.folder}' holds a {family.name}; a judge is a classifier of images")
         return model.eval().requires_grad_(False), family
 
-    def judge(self, images: Tensor, batch_size: int = 256) -> Judgment:
-        """What it says of `[n, 3, H, W]` images in -1 to 1."""
+    def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and what enters the last linear layer, `[n, d]`, of `[n, C, H, W]` images in -1 to 1; differentiable.
+
+        What a classifier's own processor does to pictures is done by torch, so the last digits differ from `judge`.
+        """
         model, family = self._loaded
-        head = model.get_submodule(family.head(model))
-        seen: list[Tensor] = []
-        handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(1)))
+        inputs: Images = family.inputs
+        model.to(images.device)
+        pixels = (images.clamp(-1, 1) + 1) / 2 * (255 if inputs.rescale < 1 else 1)
+        if inputs.crop is not None or isinstance(inputs.size, int):
+            raise BadInput(f"the judge at '{self.folder}' crops images; one that only resizes can be differentiated")
+        if inputs.size is not None:
+            pixels = F.interpolate(pixels, size=inputs.size, mode="bilinear", antialias=True)
+        mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (inputs.mean, inputs.std))
+        return self._answer(model, family, {inputs.argument: (pixels * inputs.rescale - mean) / std})
+
+    def judge(self, images: Tensor, batch_size: int = 256) -> Judgment:
+        """What it says of `[n, C, H, W]` images in -1 to 1."""
+        model, family = self._loaded
         pixels = ((images.clamp(-1, 1) + 1) / 2).float().cpu()
-        logp: list[Tensor] = []
+        logp, seen = list[Tensor](), list[Tensor]()
+        with torch.inference_mode():
+            for part in pixels.split(batch_size):
+                shown = part.numpy()
+                if family.inputs.rescale < 1:  # made for 8-bit pictures
+                    shown = (shown * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
+                encoded = family.inputs.encode({family.inputs.column: list(shown)})
+                logits, features = self._answer(model.cpu(), family, encoded)
+                logp.append(torch.log_softmax(logits.float(), -1))
+                seen.append(features)
+        return Judgment(torch.cat(logp).numpy(), torch.cat(seen).numpy())
+
+    def _answer(
+        self, model: torch.nn.Module, family: Any, inputs: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        seen: list[Tensor] = []
+        head = model.get_submodule(family.head(model))
+        handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(1)))
         try:
-            with torch.inference_mode():
-                for part in pixels.split(batch_size):
-                    shown = part.numpy()
-                    if family.inputs.rescale < 1:  # made for 8-bit pictures
-                        shown = (shown * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
-                    encoded = family.inputs.encode({family.inputs.column: list(shown)})
-                    said = model(*encoded.values())
-                    logp.append(torch.log_softmax(getattr(said, "logits", said).float(), -1))
+            return call(model, inputs), seen[0]
         finally:
             handle.remove()
-        return Judgment(torch.cat(logp).numpy(), torch.cat(seen).numpy())
 
     def number(self, name: str) -> int:
         """Position of the class `name`."""

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from expunge.errors import BadInput, Missing, did_you_mean
+from expunge.families.generators import GAN
 from expunge.files import state_digest
 from expunge.parameters import Parameters
 from expunge.registry import load_object
@@ -77,7 +78,7 @@ class CNN(nn.Module):
         return self.head(self.hidden(x.flatten(1)).relu())
 
 
-BUILTIN: dict[str, type[nn.Module]] = {"mlp": MLP, "cnn": CNN}
+BUILTIN: dict[str, type[nn.Module]] = {"mlp": MLP, "cnn": CNN, "gan": GAN}
 
 AUTO_CLASSES = {
     "image-classification": "AutoModelForImageClassification",
@@ -93,7 +94,7 @@ class Architecture(Parameters):
         description="where the class comes from"
     )
     name: str = Field(
-        description="builtin: mlp or cnn; transformers: a task such as image-classification; "
+        description="builtin: mlp, cnn or gan; transformers: a task such as image-classification; "
         "diffusers: text-to-image; module: package.module:factory; composed: ablated, combined, gated or routed; "
         "estimator: dare, gaussian-nb, ridge, ... or package.module:Class of scikit-learn's kind"
     )

@@ -158,9 +158,7 @@ class Method(Parameters):
         """Whether it fits a family at all."""
         if cls.families is not None:
             return family.name in cls.families
-        if not cls.gradients and not family.gradients:
-            return True
-        return family.likelihood != "none" and family.gradients
+        return not cls.gradients or (family.likelihood != "none" and family.gradients)
 
     def promise(self, problem: Problem) -> str:
         """The guarantee as it holds on `problem`, where it depends on that."""

@@ -388,7 +388,10 @@ class Loop:
 
 
 class Fit(Objective):
-    """Plain training by maximum likelihood; how targets, retrained models and fresh teachers are made."""
+    """Plain training; how targets, retrained models and fresh teachers are made.
+
+    By maximum likelihood, or by what a family without a likelihood trains by.
+    """
 
     over: Split = param("train", "rows to train on", source="ours")
 
@@ -396,7 +399,10 @@ class Fit(Objective):
         return [Pass(self.over)]
 
     def loss(self, step: Step) -> dict[str, Tensor]:  # noqa: D102
-        return {"nll": step.nll(self.over)}
+        if step.family.likelihood != "none":
+            return {"nll": step.nll(self.over)}
+        losses = step.family.losses(step.model, step.batch(self.over))
+        return {name: step.mean(self.over, loss) for name, loss in losses.items()}
 
 
 def fit(problem: Problem, model: nn.Module, over: Split, recipe: Training, workplace: Workplace) -> nn.Module:

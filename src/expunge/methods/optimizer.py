@@ -9,11 +9,16 @@ from expunge.problem import Training
 
 
 def make_optimizer(training: Training, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer that `training` names. Weight decay is L2 for sgd and adam, decoupled for adamw."""
+    """The optimizer that `training` names. Weight decay is decoupled for adamw, L2 for the others.
+
+    RMSprop (decay 0.99) is Adam without momentum, which games of two players need.
+    """
     if training.optimizer == "sgd":
         return torch.optim.SGD(
             parameters, lr=training.lr, momentum=training.momentum, weight_decay=training.weight_decay
         )
+    if training.optimizer == "rmsprop":
+        return torch.optim.RMSprop(parameters, lr=training.lr, weight_decay=training.weight_decay)
     cls = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
     return cls(parameters, lr=training.lr, weight_decay=training.weight_decay)
 

@@ -46,16 +46,16 @@ def unlearning_accuracy(readings: Readings) -> Estimate:
     "concept-probability",
     title="Probability of the concept",
     reads={("model", "*"): ["concept_probability"]},
-    splits=["concept", "test"],
+    splits=["concept", "test", "samples"],
     direction="match",
     unit="probability",
     low=0,
     high=1,
-    families=FAMILY,
+    families=[*FAMILY, "gan"],
     source="ours: what unlearning accuracy hides by looking at the most likely class alone",
 )
 def concept_probability(readings: Readings) -> Estimate:
-    """Mean probability that the judge gives to the erased concept. The t interval is over images."""
+    """Mean probability that the judge gives to the erased concept, on `samples` those of a GAN. The t interval is over images."""
     values = readings.model["concept_probability"]
     if np.isnan(values).any():
         raise Undefined("the rows to forget are no concept that the judge has a name for")
@@ -182,11 +182,13 @@ def _distance(readings: Readings, measure: Callable[[np.ndarray, np.ndarray], fl
     direction={"test": "lower", "*": "match"},
     unit="squared feature units",
     low=0,
-    families=FAMILY,
+    families=[*FAMILY, "gan"],
     source="Heusel et al., NeurIPS 2017, arXiv:1706.08500; on the judges' features instead of Inception's",
 )
 def frechet_to_images(readings: Readings) -> Estimate:
     """Fréchet distance between generated images and the rows' own, on what the judges' last layers read.
+
+    An unconditional GAN draws as many samples as there are rows, whatever the rows show.
 
     Not comparable with distances on Inception features. Biased upwards where there are fewer images than features.
     """
@@ -200,7 +202,7 @@ def frechet_to_images(readings: Readings) -> Estimate:
     splits=["test", "concept"],
     direction={"test": "lower", "*": "match"},
     unit="squared kernel units",
-    families=FAMILY,
+    families=[*FAMILY, "gan"],
     source="Binkowski et al., ICLR 2018, arXiv:1801.01401; on the judges' features instead of Inception's",
 )
 def kernel_to_images(readings: Readings) -> Estimate:

@@ -71,6 +71,8 @@ def _model(name: str, options: dict[str, Any]) -> None:
     problem = _build(name, options)
     model = problem.fresh_model(0)
     batch = Batches(problem.family, problem.retain).take(torch.arange(4))
-    losses = problem.family.nll(problem.family.forward(model, batch), batch)
-    require(bool(torch.isfinite(losses).all()), "the loss of a fresh model is not finite")
+    losses = problem.family.losses(model, batch).values()
+    require(
+        all(bool(torch.isfinite(loss).all()) for loss in losses), "the loss of a fresh model is not finite"
+    )
     require(problem.recipe is not None, "it does not say how its target is trained")

@@ -27,7 +27,10 @@ def check_family(problem: Problem) -> Iterator[Check]:
 
     yield check("round-trips through its description", _round_trip)
     yield check("gives batches of the declared shapes", _shapes)
-    yield check("sums the likelihood over valid positions", _likelihood)
+    if family.likelihood == "none":
+        yield check("says that it has no likelihood", _no_likelihood)
+    else:
+        yield check("sums the likelihood over valid positions", _likelihood)
     yield check("has a divergence that is zero on equals and positive otherwise", _divergence)
     yield check("relabels without touching inputs, as its seed says", _relabel)
     yield check("yields every quantity it names, in one pass", _quantities)
@@ -68,7 +71,8 @@ def _shapes(problem: Problem, family: Family, model: nn.Module) -> None:
         outputs.prediction.shape[0] == len(batch), "predictions have another number of rows than the batch"
     )
     require(batch.mask.dtype == torch.bool and batch.mask.dim() == 2, "the mask is not bool [B, T]")
-    for name, value in (("nll", family.nll(outputs, batch)), ("terms", family.terms(batch))):
+    found = {**family.losses(model, batch), "terms": family.terms(batch)}
+    for name, value in found.items():
         require(value.shape == (len(batch),), f"{name} has shape {tuple(value.shape)}, not [B]")
 
 
@@ -85,6 +89,16 @@ def _likelihood(problem: Problem, family: Family, model: nn.Module) -> None:
     rows = torch.arange(len(batch)).flip(0)
     flipped = family.nll(outputs.select(rows), batch.select(rows))
     require(torch.allclose(flipped, whole.flip(0)), "an example's nll depends on its neighbors in the batch")
+
+
+def _no_likelihood(problem: Problem, family: Family, model: nn.Module) -> None:
+    batch = _first(problem)
+    try:
+        family.nll(family.forward(model, batch), batch)
+    except BadInput as error:
+        require("likelihood" in str(error), f"the error does not say that it has no likelihood: {error}")
+    else:
+        require(False, "it declares no likelihood and gives one")
 
 
 def _divergence(problem: Problem, family: Family, model: nn.Module) -> None:
@@ -146,7 +160,7 @@ def _quantities(problem: Problem, family: Family, model: nn.Module) -> None:
     with metered() as meter:
         evidence = collect(family, model, problem.forget, [q for q in names if q not in family.repeated])
     # Texts take a pass of their own, in which the model goes on from each row once.
-    passes = 2 if family.generated else 1
+    passes = bool(family.generated) + bool(set(family.quantities) - family.generated)
     require(
         meter.examples == passes * len(problem.forget),
         f"{meter.examples} examples went through the model for {len(problem.forget)} rows",
@@ -197,9 +211,9 @@ def _refusals(problem: Problem, family: Family, model: nn.Module) -> None:
 
 def _gradients(problem: Problem, family: Family, model: nn.Module) -> None:
     parameters = [p for p in model.parameters() if p.requires_grad]
-    loss = family.nll(family.forward(model, _first(problem)), _first(problem)).sum()
+    loss = torch.stack(list(family.losses(model, _first(problem)).values())).sum()
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     require(
         any(g is not None and bool((g != 0).any()) for g in gradients),
-        "nll has no gradient in the model's weights",
+        "training has no gradient in the model's weights",
     )

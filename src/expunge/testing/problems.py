@@ -19,6 +19,7 @@ from expunge.methods.base import Method, Workplace
 from expunge.methods.loop import fit
 from expunge.problem import Problem, Training
 from expunge.testing.pictures import tiny_diffusion
+from expunge.testing.shades import tiny_gan
 
 COLUMNS = ["a", "b", "c", "d"]
 
@@ -143,7 +144,7 @@ def _sparse_causal_lm() -> Problem:
 
 _MAKERS = {
     "classifier": _classifier, "regressor": _regressor, "causal_lm": _causal_lm, "diffusion": tiny_diffusion,
-    "estimator": _estimator,
+    "gan": tiny_gan, "estimator": _estimator,
 }  # fmt: skip
 _SPARSE = {"causal_lm": _sparse_causal_lm}
 

@@ -1,0 +1,107 @@
+"""What samples of a GAN show: is anything undesired among them, and is the rest still there, in all its variety?"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from expunge.metrics.base import Estimate, Readings, Undefined, mean_estimate, metric
+
+FAMILY = ["gan"]
+SOURCE = "Naeem et al., ICML 2020, arXiv:2002.09797; on the judges' features"
+
+
+@metric(
+    "undesired-rate",
+    title="Undesired samples",
+    reads={("model", "*"): ["undesired"]},
+    splits=["samples"],
+    direction="match",
+    unit="share",
+    low=0,
+    high=1,
+    families=FAMILY,
+    source="Tiwary et al., TMLR 2025, arXiv:2309.14054 (1 minus it is unlearning accuracy)",
+)
+def undesired_rate(readings: Readings) -> Estimate:
+    """Share of samples in which the judge sees what is to be forgotten.
+
+    A retrained model has some, too: the judge errs, and samples may be malformed. The t interval is over samples.
+    """
+    values = readings.model["undesired"]
+    if np.isnan(values).all():
+        raise Undefined("the rows to forget have nothing in common that the judge has a name for")
+    return mean_estimate(values, readings.model, "the verdict")
+
+
+@metric(
+    "coverage",
+    title="Coverage of real images",
+    reads={("model", "*"): ["covered"]},
+    splits=["test", "concept"],
+    direction={"test": "higher", "*": "match"},
+    unit="share",
+    low=0,
+    high=1,
+    families=FAMILY,
+    source=SOURCE,
+)
+def coverage(readings: Readings) -> Estimate:
+    """Share of real images that some sample comes nearer to than their k-th nearest other one (family: k, number of samples).
+
+    Low where kinds of images are no longer drawn: on `test` a loss, on `concept` what was asked for. The t interval is over
+    images.
+    """
+    return mean_estimate(_balls(readings, "covered"), readings.model, "coverage")
+
+
+@metric(
+    "density",
+    title="Density around real images",
+    reads={("model", "*"): ["density"]},
+    splits=["test", "concept"],
+    direction={"test": "higher", "*": "match"},
+    unit="ratio",
+    low=0,
+    families=FAMILY,
+    source=SOURCE,
+)
+def density(readings: Readings) -> Estimate:
+    """Samples near real images, by how many there would be if samples were spread as the real images are: near 1 then.
+
+    Above 1 where samples crowd in the midst of the real images, below where they lie apart. The t interval is over images.
+    """
+    return mean_estimate(_balls(readings, "density"), readings.model, "density")
+
+
+def _balls(readings: Readings, quantity: str) -> np.ndarray:
+    values = readings.model[quantity]
+    if np.isnan(values).all():
+        raise Undefined(f"{len(values)} real images are too few for so many nearest neighbors")
+    return values
+
+
+@metric(
+    "class-distance",
+    title="Distance of class shares",
+    reads={("model", "samples"): ["judged", "undesired"], ("model", "test"): ["image_judged"]},
+    splits=["samples"],
+    direction="lower",
+    unit="share",
+    low=0,
+    high=1,
+    families=FAMILY,
+    source="ours: total variation distance",
+)
+def class_distance(readings: Readings) -> Estimate:
+    """Half the summed difference of class shares between samples that are not undesired and the real images to be kept.
+
+    Both as the judge of classes sees them. 0: every kept class is drawn as often as it occurs; 1: none of them is.
+    """
+    samples, real = readings["model", "samples"], readings["model", "test"]
+    wanted = samples["judged"][samples["undesired"] != 1]
+    if not len(wanted):
+        raise Undefined("every sample is undesired")
+    seen = real["image_judged"]
+    top = int(max(wanted.max(), seen.max())) + 1
+    shares = [np.bincount(values, minlength=top) / len(values) for values in (wanted, seen)]
+    return Estimate(float(np.abs(shares[0] - shares[1]).sum() / 2), len(wanted))
