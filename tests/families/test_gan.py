@@ -45,7 +45,7 @@ def test_each_player_moves_as_if_the_other_stood_still(problem: Problem) -> None
     family, model = gan(problem)
     batch = Batches(family, problem.train).take(torch.arange(8))
     found = torch.autograd.grad(
-        sum(v.mean() for v in family.losses(model, batch).values()), list(model.parameters())
+        torch.stack([v.mean() for v in family.losses(model, batch).values()]).sum(), list(model.parameters())
     )
     ours = dict(zip((n for n, _ in model.named_parameters()), found, strict=True))
 
@@ -75,7 +75,7 @@ def test_the_penalty_of_a_linear_discriminator_is_its_squared_length() -> None:
     free = Gan(Images("image", mean=[0.5], std=[0.5]), (1, 2, 2), 2, penalty=0.0)
     model = Pair()
     batch = family.collate(
-        {"id": ["a", "b"], "image": np.random.default_rng(0).random((2, 2, 2)).astype(np.float32)}
+        {"id": ["a", "b"], "image": list(np.random.default_rng(0).random((2, 2, 2)).astype(np.float32))}
     )
     with_penalty, without = (f.losses(model, batch)["discriminator"] for f in (family, free))
     length = model.discriminator[1].weight.square().sum()  # pyright: ignore

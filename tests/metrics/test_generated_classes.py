@@ -9,7 +9,9 @@ import pyarrow as pa
 import pytest
 
 from expunge.evidence import Evidence
-from expunge.metrics.base import METRICS
+from expunge.metrics.base import METRICS, Role
+
+Found = dict[tuple[Role, str], list[Evidence]]
 
 
 def evidence(**columns: object) -> Evidence:
@@ -31,7 +33,7 @@ def test_undesired_rate_counts_verdicts() -> None:
 
 
 def test_coverage_and_density_are_means_over_real_images() -> None:
-    found = {("model", "test"): [evidence(covered=[1.0, 0.0, 1.0, 1.0], density=[2.0, 0.0, 1.0, 0.2])]}
+    found: Found = {("model", "test"): [evidence(covered=[1.0, 0.0, 1.0, 1.0], density=[2.0, 0.0, 1.0, 0.2])]}
     assert METRICS["coverage"]("test", found).value == 0.75
     assert METRICS["density"]("test", found).value == pytest.approx(0.8)
     few = METRICS["coverage"]("test", {("model", "test"): [evidence(covered=[math.nan] * 3)]})
@@ -40,7 +42,7 @@ def test_coverage_and_density_are_means_over_real_images() -> None:
 
 def test_class_distance_is_total_variation_without_the_undesired() -> None:
     """Kept samples 0, 0, 0, 1 against real 0, 1, 1, 2: half of |3/4 - 1/4| + |1/4 - 1/2| + |0 - 1/4| is 1/2."""
-    found = {
+    found: Found = {
         ("model", "samples"): [
             evidence(
                 judged=np.array([0, 0, 0, 1, 3, 3], dtype=np.int32), undesired=[0.0, 0.0, 0.0, 0.0, 1.0, 1.0]
@@ -48,6 +50,9 @@ def test_class_distance_is_total_variation_without_the_undesired() -> None:
         ],
         ("model", "test"): [evidence(image_judged=np.array([0, 1, 1, 2], dtype=np.int32))],
     }
-    assert METRICS["class-distance"]("samples", found).value == pytest.approx(0.5)  # type: ignore[arg-type]
-    gone = {**found, ("model", "samples"): [evidence(judged=np.array([3], dtype=np.int32), undesired=[1.0])]}
-    assert "every sample is undesired" in str(METRICS["class-distance"]("samples", gone).reason)  # type: ignore[arg-type]
+    assert METRICS["class-distance"]("samples", found).value == pytest.approx(0.5)
+    gone: Found = {
+        **found,
+        ("model", "samples"): [evidence(judged=np.array([3], dtype=np.int32), undesired=[1.0])],
+    }
+    assert "every sample is undesired" in str(METRICS["class-distance"]("samples", gone).reason)

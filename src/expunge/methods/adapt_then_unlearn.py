@@ -52,7 +52,7 @@ class AdaptThenUnlearn(Edit):
     paper = "Tiwary et al., TMLR 2025, arXiv:2309.14054"
     families = frozenset({"gan"})
 
-    copies: int = param(5, "adapted copies K", source="reference code", ge=1)
+    copies: int = param(3, "adapted copies K", source="ours; reference code: 5", ge=1)
     screened: int = param(
         400,
         "samples drawn for each copy, of which it learns the undesired",
@@ -60,7 +60,7 @@ class AdaptThenUnlearn(Edit):
         ge=1,
     )
     adapting_steps: int = param(
-        60, "training steps of each copy", source="ours: small GANs; reference code: 2000", ge=0
+        40, "training steps of each copy", source="ours: small GANs; reference code: 2000", ge=0
     )
     ewc: float = param(
         5e2,
@@ -73,7 +73,7 @@ class AdaptThenUnlearn(Edit):
         1000, "samples drawn for the second stage", source="ours; reference code: 5000", ge=1
     )
     steps: int = param(
-        200, "training steps of the second stage", source="ours; reference code: 1000 to 5000", ge=0
+        100, "training steps of the second stage", source="ours; reference code: 1000 to 5000", ge=0
     )
     repulsion: Repulsion = param(
         "exp", "how weights are repelled from the copies", source="the paper has all three; exp is bounded"

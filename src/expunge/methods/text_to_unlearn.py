@@ -66,14 +66,14 @@ class TextToUnlearn(Edit):
         "auto", "latents that are mapped: behind the GAN's mapping (w) or before it (z); auto: w where there is one",
         source="ours",
     )  # fmt: skip
-    mapper_steps: int = param(200, "training steps of the mapper", source="ours", ge=1)
+    mapper_steps: int = param(100, "training steps of the mapper", source="ours", ge=1)
     mapper_lr: float = param(3e-3, "its learning rate", source="ours", gt=0)
     mapper_width: int = param(64, "its hidden units", source="ours", ge=1)
     shift: float = param(0.1, "weight of its squared steps, mean over latent values", source="ours", ge=0)
     direction: float = param(1.0, "weight of the direction", source="ours", ge=0)
     retain: float = param(1.0, "weight of pixels that must stay", source="ours", ge=0)
     identity: float = param(1.0, "weight of embeddings that must stay", source="ours", ge=0)
-    steps: int = param(300, "training steps", source="ours", ge=0)
+    steps: int = param(150, "training steps", source="ours", ge=0)
     lr: float = param(1e-3, "learning rate", source="ours", ge=0)
     batch_size: int = param(64, "latents per step", source="ours", ge=1)
 

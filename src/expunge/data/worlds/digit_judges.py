@@ -24,7 +24,7 @@ _ARCHITECTURES = {
     "guide": ("mlp", {"inputs": 64, "hidden": [128, 32]}),
 }
 _RECIPE = Training(
-    epochs=30, lr=3e-3, batch_size=64, optimizer="adamw", weight_decay=0.01, schedule="cosine", warmup=0.1
+    epochs=15, lr=3e-3, batch_size=64, optimizer="adamw", weight_decay=0.01, schedule="cosine", warmup=0.1
 )  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def judge(column: str, train: Dataset, role: str = "judge") -> Judge:
 
     The guide, whom methods ask, is a network of another kind and seed than the judge, who scores.
     """
-    classes = [str(i) for i in range(10)] if column == "label" else list(STROKES)
+    classes: list[str] = [str(i) for i in range(10)] if column == "label" else list(STROKES)
     kind, options = _ARCHITECTURES[role]
     architecture = Architecture(kind="builtin", name=kind, options={**options, "outputs": len(classes)})
     facts = {
@@ -52,7 +52,8 @@ def judge(column: str, train: Dataset, role: str = "judge") -> Judge:
     with FileLock(f"{path}.lock"):
         if not path.exists():
             values = [classes.index(str(v)) for v in train[column][:]]
-            rows = train.select_columns(["id", "image"]).add_column("label", values)  # pyright: ignore
+            images = train.with_format("numpy")["image"][:]
+            rows = Dataset.from_dict({"id": train["id"][:], "image": list(images), "label": values})
             problem = Problem(
                 "judge",
                 Classifier(Images("image"), classes),
