@@ -88,7 +88,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
         assert not folder.exists()
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])
 def test_masked_weights_stay_bitwise_the_same(optimizer: Any, classification: Problem) -> None:
     method = SalUn(
         rho=0.3, epochs=20, lr=0.01, batch_size=8, optimizer=optimizer, momentum=0.9, weight_decay=0.1

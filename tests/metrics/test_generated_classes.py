@@ -56,3 +56,19 @@ def test_class_distance_is_total_variation_without_the_undesired() -> None:
         ("model", "samples"): [evidence(judged=np.array([3], dtype=np.int32), undesired=[1.0])],
     }
     assert "every sample is undesired" in str(METRICS["class-distance"]("samples", gone).reason)
+
+
+def test_degree_of_unlearning_by_hand() -> None:
+    """P_0 = {0, 0}, P_f = {1, 1}, P_t = {0, 0.5}: distances 0.25 and 1, so 0.75."""
+    target = evidence(concept_probability=[0.0, 0.0, 1.0, 1.0], undesired=[0.0, 0.0, 1.0, 1.0])
+
+    def degree(values: list[float]) -> float | None:
+        found: Found = {
+            ("model", "samples"): [evidence(concept_probability=values)],
+            ("target", "samples"): [target],
+        }
+        return METRICS["degree-of-unlearning"]("samples", found).value
+
+    assert degree([0.9, 0.9, 0.0, 0.5]) == pytest.approx(0.75)
+    assert degree([0.0, 0.0, 1.0, 1.0]) == 0
+    assert degree([0.0, 0.0, 0.0, 0.0]) == 1

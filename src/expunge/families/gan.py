@@ -87,7 +87,7 @@ class Gan(Family):
         judges: Sequence[Judge] = (),
         guide: Judge | None = None,
         concept: Sequence[str] | None = None,
-        draws: int = 1000,
+        draws: int = 400,
         neighbors: int = 5,
     ) -> None:
         self.images, self.shape = images, (int(shape[0]), int(shape[1]), int(shape[2]))

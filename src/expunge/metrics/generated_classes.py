@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.stats import wasserstein_distance
 
-from expunge.metrics.base import Estimate, Readings, Undefined, mean_estimate, metric
+from expunge.metrics.base import Estimate, Readings, Undefined, finite_values, mean_estimate, metric
 
 FAMILY = ["gan"]
 SOURCE = "Naeem et al., ICML 2020, arXiv:2002.09797; on the judges' features"
@@ -105,3 +106,43 @@ def class_distance(readings: Readings) -> Estimate:
     top = int(max(wanted.max(), seen.max())) + 1
     shares = [np.bincount(values, minlength=top) / len(values) for values in (wanted, seen)]
     return Estimate(float(np.abs(shares[0] - shares[1]).sum() / 2), len(wanted))
+
+
+@metric(
+    "degree-of-unlearning",
+    title="Degree of unlearning",
+    reads={
+        ("model", "samples"): ["concept_probability"],
+        ("target", "samples"): ["concept_probability", "undesired"],
+    },
+    splits=["samples"],
+    direction="match",
+    unit="share of the way",
+    high=1,
+    families=FAMILY,
+    source="Nagasubramaniam et al., 2025, arXiv:2504.01218 (a reconstruction)",
+)
+def degree_of_unlearning(readings: Readings) -> Estimate:
+    """How far latents that drew the undesired have come towards what other latents drew: ``1 - W(P_t, P_0) / W(P_f, P_0)``.
+
+    W is the first Wasserstein distance between probabilities that the judge gives to the undesired: P_f of the target's
+    undesired samples, P_t of the model's from the same latents, P_0 of the target's other samples. 1: like any other sample;
+    0: nothing was forgotten; below 0: worse than before.
+    """
+    model, target = readings.paired("target")
+    values, before, verdicts = (
+        model["concept_probability"],
+        target["concept_probability"],
+        target["undesired"],
+    )
+    undesired = verdicts == 1
+    if np.isnan(verdicts).all():
+        raise Undefined("the rows to forget have nothing in common that the judge has a name for")
+    if not undesired.any() or undesired.all():
+        raise Undefined(
+            "the target's samples are undesired all or none, so there are no two kinds to compare"
+        )
+    finite_values(values, "the judge's probability")
+    whole = wasserstein_distance(before[undesired], before[~undesired])
+    left = wasserstein_distance(values[undesired], before[~undesired])
+    return Estimate(float(1 - left / whole), int(undesired.sum()))
