@@ -27,7 +27,7 @@ def check_family(problem: Problem) -> Iterator[Check]:
 
     yield check("round-trips through its description", _round_trip)
     yield check("gives batches of the declared shapes", _shapes)
-    if family.likelihood == "none":
+    if family.likelihood == "none" and family.gradients:
         yield check("says that it has no likelihood", _no_likelihood)
     else:
         yield check("sums the likelihood over valid positions", _likelihood)
