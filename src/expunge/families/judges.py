@@ -75,7 +75,9 @@ class Judge:
         model.to(images.device)
         pixels = (images.clamp(-1, 1) + 1) / 2 * (255 if inputs.rescale < 1 else 1)
         if inputs.crop is not None or isinstance(inputs.size, int):
-            raise BadInput(f"the judge at '{self.folder}' crops images; one that only resizes can be differentiated")
+            raise BadInput(
+                f"the judge at '{self.folder}' crops images; one that only resizes can be differentiated"
+            )
         if inputs.size is not None:
             pixels = F.interpolate(pixels, size=inputs.size, mode="bilinear", antialias=True)
         mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (inputs.mean, inputs.std))
