@@ -33,7 +33,7 @@ def fit_autoencoder(
     `auxiliary` times the share of what is left over that the d / 2 largest dead features explain. In training the
     ``k * batch`` largest activations of a whole batch are kept (BatchTopK, Bussmann et al. 2024, arXiv:2412.06410), later
     the k largest of each position. Adam, learning rate falling linearly to 0; decoder rows are scaled back to length 1
-    after every step. W_e starts as W_d, b as the mean.
+    after every step. b starts as the mean, W_e as W_d times what fits best.
     """
     width, device = x.shape[1], x.device
     made = SparseAutoencoder(width, recipe.features, recipe.k)
@@ -44,7 +44,12 @@ def fit_autoencoder(
         made.decoder.copy_(F.normalize(drawn, dim=-1))
         made.encoder.weight.copy_(made.decoder)
         made.encoder.bias.zero_()
-    made = made.to(device)
+        made = made.to(device)
+        # Directions overlap, so that a sum of k of them is too long at first.
+        first = x[: recipe.batch_size]
+        centered = first / made.scale - made.center
+        said = largest(made.activations(first), recipe.k * len(first)) @ made.decoder
+        made.encoder.weight.mul_((said * centered).sum() / said.square().sum().clamp(min=1e-12))
     optimizer = torch.optim.Adam(made.parameters(), recipe.lr)
     silent = torch.zeros(recipe.features, device=device)
     steps, done, log = -(-len(x) // recipe.batch_size) * recipe.epochs, 0, []
