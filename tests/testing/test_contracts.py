@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -25,8 +25,15 @@ from expunge.testing import (
     tiny_problems,
 )
 
+FEW: dict[str, dict[str, Any]] = {
+    "advunlearn": {"epochs": 1, "batch_size": 20, "attack_steps": 1, "clean": 0.0, "latents": "once", "start": "data"},
+    "doco": {"epochs": 2, "batch_size": 20, "n_images": 6, "discriminator_steps": 2, "width": 8},
+    "spm": {"epochs": 2, "batch_size": 20, "anchors": 1},
+}  # fmt: skip
+"""Small parameters of methods that take long by default."""
+
 MATRIX: list[Check] = [
-    *(check for _, method in METHODS.items() for check in check_method(method)),
+    *(check for name, method in METHODS.items() for check in check_method(method, **FEW.get(name, {}))),
     *(check for problem in tiny_problems() for check in check_family(problem)),
     *(check for _, metric in METRICS.items() for check in check_metric(metric)),
     *(check for name in BENCHMARKS for check in check_benchmark(name)),

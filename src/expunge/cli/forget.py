@@ -79,8 +79,9 @@ def forget(
     arguments = dict(locals())
     from expunge import api
     from expunge.families import Diffusion
+    from expunge.families.membranes import Permeable
     from expunge.families.models import innermost, save_model
-    from expunge.families.pipelines import save_pipeline
+    from expunge.families.pipelines import save_pipeline, save_pipeline_adapter
     from expunge.families.sparse_features import Ablated
     from expunge.files import folder_atomic
     from expunge.methods import distributed
@@ -130,6 +131,11 @@ def forget(
         return
     adapter = _separable(forgotten, built.target)
     pipeline = built.family if isinstance(built.family, Diffusion) else None
+    if isinstance(forgotten.model, Permeable):
+        forgotten.notes.append(
+            "a plain pipeline has no gates: in OUT/pipeline the adapter is always in; to have prompts let it in, load "
+            "OUT/adapter and set its weight for each prompt, or use the model in OUT"
+        )
     if isinstance(forgotten.model, Ablated):
         pipeline = None
         forgotten.notes.append(
@@ -154,7 +160,7 @@ def forget(
         save_model(forgotten.model, folder, built.architecture, family_facts, facts)
         (folder / "README.md").write_text(model_card(facts))
         if pipeline is not None:
-            save_pipeline(innermost(forgotten.model), pipeline, folder / "pipeline")
+            save_pipeline(innermost(_plain(forgotten.model)), pipeline, folder / "pipeline")
         if adapter is not None:
             base = (
                 save_target
@@ -164,6 +170,10 @@ def forget(
                 else None
             )
             write_adapter(adapter, folder / "adapter", base, built.target, facts)
+            if isinstance(built.family, Diffusion):
+                save_pipeline_adapter(
+                    {name: adapter.pair(name) for name in adapter.layers}, folder / "adapter"
+                )
     shutil.rmtree(scratch, ignore_errors=True)
     if json:
         from expunge.families.models import fingerprint
@@ -187,10 +197,17 @@ def forget(
         sys.stdout.write(f"adapter: {out / 'adapter'}\n")
 
 
+def _plain(model: nn.Module) -> nn.Module:
+    """The model without gates: of adapters that prompts let in, the one in which they are always in."""
+    from expunge.families.membranes import Permeable
+
+    return model.merged() if isinstance(model, Permeable) else model
+
+
 def _separable(forgotten: Forgotten, target: nn.Module) -> SavedAdapter | None:
     """The adapters, where the target with them is the unlearned model; a note where it is not."""
     adapter = forgotten.adapter
-    if adapter is None or adapter.explains(target, forgotten.model):
+    if adapter is None or adapter.explains(target, _plain(forgotten.model)):
         return adapter
     forgotten.notes.append(
         "more than the adapters differs from the target, so that they are not written by themselves"

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from expunge.families.base import count_examples
+from expunge.families.base import Batch, Outputs, count_examples
+from expunge.families.membranes import Permeable
 from expunge.families.models import innermost
 from expunge.families.noise import row_seed
 from expunge.families.pipelines import DiffusionModel
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     from expunge.families.diffusion import Diffusion
 
 
-def denoiser(model: nn.Module) -> DiffusionModel | Ablated:
-    """What encodes prompts, denoises and decodes: the model itself, ablated features included."""
-    return model if isinstance(model, Ablated) else cast(DiffusionModel, innermost(model))
+def denoiser(model: nn.Module) -> DiffusionModel | Ablated | Permeable:
+    """What encodes prompts, denoises and decodes: the model itself, ablated features and gated adapters included."""
+    return model if isinstance(model, Ablated | Permeable) else cast(DiffusionModel, innermost(model))
 
 
 def starting_noise(family: Diffusion, ids: Sequence[str]) -> Tensor:
@@ -66,7 +67,7 @@ def sample_latents(
 
     Args:
         family: says schedule, steps and guidance.
-        model: a `DiffusionModel`.
+        model: a `DiffusionModel`, with or without gated adapters.
         input_ids: `[B, L]` prompts.
         noise: `[B, C, h, w]` to begin with.
         guidance: instead of the family's; 1 is none.
@@ -77,26 +78,42 @@ def sample_latents(
     device = next(inner.parameters()).device
     scale = family.guidance if guidance is None else guidance
     latents = noise.to(device)
-    if scale == 1:
-        conditions = inner.encode(input_ids) if conditions is None else conditions
-    else:
-        empty = family.tokens([""]).to(device).expand_as(input_ids)
-        if conditions is None:
-            conditions = inner.encode(torch.cat([empty, input_ids]))
-        else:
-            conditions = torch.cat([inner.encode(empty), conditions])
+    conditions = inner.encode(input_ids) if conditions is None else conditions
+    admitted = inner.admitted(input_ids, conditions)
+    if scale != 1:
+        empty = inner.encode(family.tokens([""]).to(device)).expand_as(conditions)
+        conditions = torch.cat([empty, conditions])
+        # Adapters that a prompt lets in take part in both halves, as they do when a pipeline loads them.
+        admitted = None if admitted is None else torch.cat([admitted, admitted])
     scheduler = family.noise.sampler(family.steps)
     timesteps = scheduler.timesteps.to(device)
     for t in timesteps[:until]:
         if scale == 1:
-            said = inner.denoise(latents, t.expand(len(latents)), conditions)
+            said = inner.denoise(latents, t.expand(len(latents)), conditions, admitted)
         else:
             doubled = torch.cat([latents, latents])
-            without, named = inner.denoise(doubled, t.expand(len(doubled)), conditions).chunk(2)
+            without, named = inner.denoise(doubled, t.expand(len(doubled)), conditions, admitted).chunk(2)
             said = without + scale * (named - without)
         latents = scheduler.step(said, t, latents, return_dict=False)[0]
     done = len(timesteps) if until is None else until
     return latents, timesteps[min(done, len(timesteps) - 1)]
+
+
+def part_drawn(family: Diffusion, model: nn.Module, batch: Batch, until: int, guidance: float) -> Batch:
+    """The rows' prompts, asked about what `model` has drawn of them after `until` steps from the rows' own first noise."""
+    noise = batch.inputs["noise"][:, 0].unflatten(1, family.shape)
+    noisy, timestep = sample_latents(
+        family, model, batch.inputs["input_ids"], noise, guidance=guidance, until=until
+    )
+    return family.at(batch, noisy, timestep.expand(len(batch)))
+
+
+def under(family: Diffusion, model: nn.Module, batch: Batch, embedded: Tensor) -> Outputs:
+    """What the model says of the first noisy latents of each row under embeddings `[B, L, d]` instead of its prompt."""
+    count_examples(len(batch))
+    noisy = family.noisy(batch)[:, 0].unflatten(1, family.shape)
+    said = denoiser(model).denoise(noisy, batch.inputs["timesteps"][:, 0], embedded)
+    return Outputs(said.flatten(1).unsqueeze(1))
 
 
 def decoded(model: nn.Module, latents: Tensor, batch_size: int = 64) -> Tensor:

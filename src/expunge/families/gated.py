@@ -98,7 +98,7 @@ def likeness(q: Tensor, m1: Tensor | float, m2: Tensor | float, spread: Tensor |
 class Request(nn.Module):
     """What one request left: low-rank adapters ``B A`` by layer (their scale is in B), and the gate that lets them in."""
 
-    def __init__(self, down: Mapping[str, Tensor], up: Mapping[str, Tensor], gate: Gate) -> None:
+    def __init__(self, down: Mapping[str, Tensor], up: Mapping[str, Tensor], gate: nn.Module) -> None:
         super().__init__()
         self.down = nn.ParameterDict({_key(name): nn.Parameter(value) for name, value in down.items()})
         self.up = nn.ParameterDict({_key(name): nn.Parameter(value) for name, value in up.items()})

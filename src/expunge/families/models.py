@@ -95,7 +95,8 @@ class Architecture(Parameters):
     )
     name: str = Field(
         description="builtin: mlp, cnn or gan; transformers: a task such as image-classification; "
-        "diffusers: text-to-image; module: package.module:factory; composed: ablated, combined, gated or routed; "
+        "diffusers: text-to-image; module: package.module:factory; composed: ablated, combined, gated, permeable or "
+        "routed; "
         "estimator: dare, gaussian-nb, ridge, ... or package.module:Class of scikit-learn's kind"
     )
     options: dict[str, Any] = Field(
@@ -232,6 +233,7 @@ def innermost(model: nn.Module) -> nn.Module:
 def _rebuilt(name: str, options: Mapping[str, Any]) -> nn.Module:
     from expunge.families.combined import Combined
     from expunge.families.gated import Gated
+    from expunge.families.membranes import Permeable
     from expunge.families.routed import Routed
     from expunge.families.sparse_features import Ablated
 
@@ -239,6 +241,7 @@ def _rebuilt(name: str, options: Mapping[str, Any]) -> nn.Module:
         "ablated": Ablated,
         "combined": Combined,
         "gated": Gated,
+        "permeable": Permeable,
         "routed": Routed,
     }
     if name not in known:

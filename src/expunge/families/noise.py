@@ -60,6 +60,16 @@ class NoiseSchedule:
         noise = (noisy - a * clean) / s
         return noise if self.kind == "epsilon" else a * noise - s * clean
 
+    def clean(self, said: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        """The clean latents that a denoiser's answer means, the inverse of `wanted`; nothing is clamped.
+
+        At a timestep of pure noise an answer in noise means none: the signal is then taken for 1e-4.
+        """
+        if self.kind == "sample":
+            return said
+        a, s = self.signal(timesteps), self.noise(timesteps)
+        return a * noisy - s * said if self.kind == "v_prediction" else (noisy - s * said) / a.clamp(min=1e-4)
+
     def snr(self, timesteps: Tensor) -> Tensor:
         """Signal-to-noise ratio ``a_t^2 / s_t^2``, `[B, T]`."""
         return (self.signal(timesteps) / self.noise(timesteps)).square().squeeze(-1)

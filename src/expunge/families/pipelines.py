@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,13 @@ class DiffusionModel(nn.Module):
         # All positions count, padding included, as in diffusers' pipelines: no attention mask.
         return self.text_encoder(distinct)[0][row]
 
-    def denoise(self, noisy: Tensor, timesteps: Tensor, embedded: Tensor) -> Tensor:
+    def admitted(self, input_ids: Tensor, embedded: Tensor) -> Tensor | None:
+        """`[N, K]` how much of each of its gated adapters a prompt lets in; None: this model has none."""
+        return None
+
+    def denoise(
+        self, noisy: Tensor, timesteps: Tensor, embedded: Tensor, admitted: Tensor | None = None
+    ) -> Tensor:
         """What the denoiser says of `[N, C, h, w]` at `[N]` under the embeddings `[N, L, d]`."""
         return self.unet(noisy, timesteps, encoder_hidden_states=embedded, return_dict=False)[0]
 
@@ -267,6 +274,23 @@ def save_pipeline(model: nn.Module, family: Diffusion, folder: Path) -> None:
             **parts, text_encoder=model.text_encoder, safety_checker=None, requires_safety_checker=False
         )
     pipe.save_pretrained(folder, safe_serialization=True)
+
+
+def save_pipeline_adapter(pairs: Mapping[str, tuple[Tensor, Tensor]], folder: Path) -> None:
+    """Write adapters as ``pytorch_lora_weights.safetensors``, which ``pipe.load_lora_weights(folder)`` of diffusers reads.
+
+    Args:
+        pairs: A and B by layer of a `DiffusionModel`, such as ``unet.mid_block.attentions.0.proj_in``, their scale in B.
+        folder: to write into.
+    """
+    layers: dict[str, dict[str, Tensor]] = {"unet": {}, "text_encoder": {}}
+    for name, pair in pairs.items():
+        part, _, layer = name.partition(".")
+        for letter, value in zip("AB", pair, strict=True):
+            layers[part][f"{layer}.lora_{letter}.weight"] = value.contiguous()
+    diffusers().StableDiffusionPipeline.save_lora_weights(
+        folder, unet_lora_layers=layers["unet"], text_encoder_lora_layers=layers["text_encoder"]
+    )
 
 
 def cross_attention(unet: nn.Module, *parts: str) -> dict[str, nn.Module]:

@@ -101,6 +101,10 @@ class Ablated(Composed):
         """As `DiffusionModel`: no prompt is encoded otherwise."""
         return self._denoiser.encode(input_ids)
 
+    def admitted(self, input_ids: Tensor, embedded: Tensor) -> Tensor | None:
+        """As `DiffusionModel`."""
+        return self._denoiser.admitted(input_ids, embedded)
+
     def denoise(self, noisy: Tensor, timesteps: Tensor, embedded: Tensor, *more: Any) -> Tensor:
         """What the edited denoiser says of `[N, C, h, w]` at `[N]` under the embeddings `[N, L, d]`."""
         with self._editing(timesteps):

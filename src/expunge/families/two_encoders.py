@@ -62,7 +62,9 @@ class TwoEncoderModel(DiffusionModel):
 
     text_encoder: TwoEncoders
 
-    def denoise(self, noisy: Tensor, timesteps: Tensor, embedded: Tensor) -> Tensor:  # noqa: D102
+    def denoise(  # noqa: D102
+        self, noisy: Tensor, timesteps: Tensor, embedded: Tensor, admitted: Tensor | None = None
+    ) -> Tensor:
         side = float(self.side)
         sizes = torch.tensor([side, side, 0, 0, side, side], device=noisy.device, dtype=embedded.dtype)
         told = {

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from expunge.errors import BadInput
 from expunge.families import Diffusion
 from expunge.families.pipelines import DiffusionModel, cross_attention
+from expunge.methods.concept_words import last_word, require_words
 
 Rows = Literal["last", "all"]
 
@@ -57,20 +58,9 @@ def _rows(family: Diffusion, model: DiffusionModel, prompts: Sequence[str], whic
     embedded = model.positions(model.encode(ids)).double()
     if which == "all":
         return embedded.flatten(0, 1)
+    require_words(family, [p for p in prompts if p.strip()])
     last = last_word(family, ids)
-    blank = [p for p, place in zip(prompts, last.tolist(), strict=True) if place == 0 and p.strip()]
-    if blank:
-        raise BadInput(
-            f"'{blank[0]}' has no token of its own in this tokenizer; name the concept in other words"
-        )
     return embedded[torch.arange(len(ids), device=device), last]
-
-
-def last_word(family: Diffusion, ids: Tensor) -> Tensor:
-    """`[n]` position before the first end token of each prompt; 0 where nothing but start and end is there."""
-    ends = ids == family.tokenizer.eos_token_id
-    first = torch.where(ends.any(1), ends.int().argmax(1), ids.shape[1])
-    return (first - 1).clamp(min=0)
 
 
 def phrase_positions(family: Diffusion, phrase: str, input_ids: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from expunge.families import Batch, Diffusion
 from expunge.families.base import Outputs
-from expunge.families.denoising import sample_latents
+from expunge.families.denoising import part_drawn
 from expunge.methods.denoiser_parts import DenoiserPart, trainable_part
-from expunge.methods.objective import Objective, Pass, State, Step
+from expunge.methods.objective import Objective, Pass, State, Step, same_draws
 from expunge.parameters import param
 from expunge.problem import Problem
 
@@ -82,11 +82,6 @@ class ESD(Objective):
 
     def drawn(self, step: Step, family: Diffusion) -> Batch:
         """The step's prompts, asked about what the target is drawing of them."""
-        batch = step.forget
-        stop = int(torch.randint(family.steps, (), generator=step.generator))
-        noise = torch.randn(len(batch), *family.shape, generator=step.generator).to(batch.targets.device)
-        target = step.state.frozen["reference"].model
-        noisy, timestep = sample_latents(
-            family, target, batch.inputs["input_ids"], noise, guidance=self.guidance, until=stop
-        )
-        return family.at(batch, noisy, timestep.expand(len(batch)))
+        until = int(torch.randint(family.steps, (), generator=same_draws(step)))
+        with step.state.frozen["reference"].calling() as target:
+            return part_drawn(family, target, step.forget, until, self.guidance)

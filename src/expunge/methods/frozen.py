@@ -118,32 +118,31 @@ class Frozen:
 
     def ask(self, batch: Batch) -> Outputs:
         """Outputs on rows of no split, such as other questions about the same; the model must be called live."""
-        if self._model is None:
+        with self.calling() as model:
+            return self._family.forward(model, batch, self._hidden)
+
+    @contextlib.contextmanager
+    def calling(self) -> Iterator[nn.Module]:
+        """The model itself, where it is called live, without gradients; under adapters those are off inside the block."""
+        if self._adapters is not None:
+            with torch.no_grad(), self._adapters.off() as model:
+                yield model
+        elif self._model is None:
             raise ExpungeError(
                 "a frozen model whose outputs are stored cannot be asked anything else; keep it live"
             )
-        with torch.no_grad():
-            return self._family.forward(self._model, batch, self._hidden)
-
-    @property
-    def model(self) -> nn.Module:
-        """The model itself, where it is called live."""
-        if self._model is None:
-            raise ExpungeError("a frozen model whose outputs are stored has been let go; keep it live")
-        return self._model
+        else:
+            with torch.no_grad():
+                yield self._model
 
     def outputs(self, split: Split, rows: Tensor, batch: Batch) -> Outputs:
         """Outputs for the given rows of `split`; `batch` holds the same rows."""
-        if self._adapters is not None:
-            with torch.no_grad(), self._adapters.off() as model:
-                return self._family.forward(model, batch, self._hidden)
-        if self._model is None:
+        if self._adapters is None and self._model is None:
             stored = self._stored[split]
             if isinstance(stored, Outputs):
                 return stored.select(rows)
             return stored.outputs(rows, batch, self._family.positions(batch) or 0)
-        with torch.no_grad():
-            return self._family.forward(self._model, batch, self._hidden)
+        return self.ask(batch)
 
 
 @contextlib.contextmanager

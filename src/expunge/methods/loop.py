@@ -92,13 +92,10 @@ class Loop:
         """Inside the block only what the objective trains is open: some parameters, or adapters in their place."""
         objective, model = self.objective, self.model
         only = objective.trainable(self.problem, model, self.state)
-        closed = (
-            []
-            if only is None
-            else [p for n, p in model.named_parameters() if p.requires_grad and n not in only]
-        )
-        for parameter in closed:
-            parameter.requires_grad_(False)
+        was = {p: p.requires_grad for p in model.parameters()}
+        if only is not None:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name in only and (objective.opens or was[parameter]))
         try:
             if objective.lora is None:
                 yield
@@ -108,7 +105,8 @@ class Loop:
                     f"method '{objective.name}' works on the weights themselves and cannot train adapters; leave out lora"
                 )
             adapters = Adapters(model, objective.lora, self.problem.family.head(model))
-            if "reference" in self.state.frozen and self.workplace.reference == "live":
+            live = self.workplace.reference == "live" or self.problem.family.redraws
+            if "reference" in self.state.frozen and live:
                 layers = objective.reference_hidden(self.problem, model)
                 self.state.frozen["reference"] = Frozen.behind(adapters, self.problem.family, layers)
             with torch.no_grad():
@@ -117,8 +115,8 @@ class Loop:
             self.workplace.adapter = adapters.save()
             adapters.merge()
         finally:
-            for parameter in closed:
-                parameter.requires_grad_(True)
+            for parameter, is_open in was.items():
+                parameter.requires_grad_(is_open)
 
     def _run(self, mask: dict[str, Tensor] | None) -> None:
         """Make the optimizer and every step that no checkpoint has made yet."""

@@ -38,7 +38,8 @@ class LoRA(Parameters):
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on what enters an adapter")
     targets: tuple[str, ...] | None = Field(
         default=None,
-        description="names (or ends of names) of the linear layers that get an adapter; None means all but the head",
+        description="names (or ends of names) of the linear layers, or convolutions, that get an adapter; None means all "
+        "linear layers but the head",
     )
 
     @property
@@ -121,15 +122,22 @@ class SavedAdapter:
 
     config: dict[str, Any]
     weights: dict[str, Tensor]
-    """``base_model.model.LAYER.lora_A.weight`` `[r, d_in]` and ``...lora_B.weight`` `[d_out, r]`, on the CPU."""
+    """``base_model.model.LAYER.lora_A.weight`` `[r, d_in]` and ``...lora_B.weight`` `[d_out, r]`, on the CPU; of convolutions
+    `[r, d_in, h, w]` and `[d_out, r, 1, 1]`."""
+
+    def pair(self, layer: str) -> tuple[Tensor, Tensor]:
+        """A and B of one layer, alpha / r multiplied into B."""
+        a, b = (self.weights[f"{_PREFIX}{layer}.lora_{part}.weight"] for part in "AB")
+        return a, b * (self.config["lora_alpha"] / self.config["r"])
 
     def delta(self, model: nn.Module, layer: str) -> Tensor:
         """What merging adds to the weight of `layer` of `model`, in the layout of that weight."""
-        a, b = (self.weights[f"{_PREFIX}{layer}.lora_{part}.weight"] for part in "AB")
-        product = b @ a
+        a, b = self.pair(layer)
+        # A of a convolution has its kernel's size, and B is 1 by 1.
+        product = (b.flatten(1) @ a.flatten(1)).unflatten(1, a.shape[1:])
         if _transposed(model.get_submodule(layer)):
             product = product.T
-        return product * (self.config["lora_alpha"] / self.config["r"])
+        return product
 
     @property
     def layers(self) -> list[str]:
@@ -179,13 +187,21 @@ class SavedAdapter:
 
 
 def target_names(model: nn.Module, lora: LoRA, head: str) -> list[str]:
-    """Full names of the linear layers that get an adapter: those that are open to training, and by default not the head.
+    """Full names of the layers that get an adapter: those that are open to training, and by default not the head.
+
+    Convolutions get one where they are named.
 
     Raises:
         BadInput: there is none, or a name that was asked for fits none, or a weight that was asked for serves another
             layer too, into which an adapter could not be merged.
     """
     linear = {name: m for name, m in model.named_modules() if _adaptable(m)}
+    if lora.targets is not None:
+        linear |= {
+            name: m
+            for name, m in model.named_modules()
+            if isinstance(m, nn.Conv2d) and m.groups == 1 and any(_is(name, w) for w in lora.targets)
+        }
     if lora.targets is None:
         chosen = [name for name in linear if name != head]
     else:

@@ -265,6 +265,11 @@ class Step:
         return rows if self._piece is None else rows[self._piece[split]]
 
 
+def same_draws(step: Step) -> torch.Generator:
+    """Randomness of this optimizer step that begins anew in every micro-batch, for what all rows share."""
+    return torch.Generator().manual_seed(step.generator.initial_seed())
+
+
 class Objective(Method, Training):
     """A method that is a loss. Override `loss`, and `passes` where the default (one pass over forget) is wrong."""
 
@@ -275,6 +280,9 @@ class Objective(Method, Training):
     """Splits on which only `Step.reference_nll` will be: one stored number per row instead of whole outputs."""
     adapters: ClassVar[bool] = True
     """Whether it can train low-rank adapters: it cannot where it chooses, keeps or counts the weights themselves."""
+
+    opens: ClassVar[bool] = False
+    """Whether what `trainable` names is trained even where the target has it frozen."""
 
     epochs: int = param(5, "passes over the data", source="ours: enough on the embedded problems", ge=0)
     lr: float = param(0.01, "learning rate", source="Unlearn-Saliency's default", ge=0)
@@ -327,7 +335,10 @@ class Objective(Method, Training):
         return [torch.stack(parts).sum(0) for parts in zip(*gradients.values(), strict=True)]
 
     def trainable(self, problem: Problem, model: nn.Module, state: State) -> Collection[str] | None:
-        """Names of the only parameters that are trained, of those that are open; None means all. Put back at the end."""
+        """Names of the only parameters that are trained, of those that are open (or all, where `opens`); None means all.
+
+        Put back at the end.
+        """
         return None
 
     def start_adapters(self, problem: Problem, adapters: Adapters, state: State) -> None:
