@@ -145,8 +145,8 @@ def test_micro_batches_see_the_same_draws(problem: Problem) -> None:
         zip(whole.model.parameters(), problem.target.parameters(), pieces.model.parameters(), strict=True)
     )
     moved, apart = (
-        max(float((a - b).abs().max()) for a, b, _ in pairs),
-        max(float((a - c).abs().max()) for a, _, c in pairs),
+        max(float((a - b).detach().abs().max()) for a, b, _ in pairs),
+        max(float((a - c).detach().abs().max()) for a, _, c in pairs),
     )
     assert moved > 1e-3 and apart < 1e-3 * moved
     assert whole.log[-1]["discriminator"] == pytest.approx(pieces.log[-1]["discriminator"], rel=1e-3)

@@ -184,7 +184,9 @@ class Gated(Composed):
         base = architecture_of(self.target, known)
         if base is None:
             return None
-        requests = [{"adapters": r.describe(), "width": r.gate.mean.shape[1]} for r in self.requests]
+        requests = [
+            {"adapters": r.describe(), "width": r.gate.get_buffer("mean").shape[1]} for r in self.requests
+        ]
         options = {"base": base.model_dump(mode="json"), "layers": self.layers, "requests": requests}
         return Architecture(kind="composed", name="gated", options=options)
 

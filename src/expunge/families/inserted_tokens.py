@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from expunge.errors import BadInput
 from expunge.families.diffusion import Diffusion
-from expunge.families.pipelines import DiffusionModel
 
 Place = Literal["prefix", "suffix"]
 
@@ -37,9 +36,9 @@ def make_room(family: Diffusion, ids: Tensor, n: int, place: Place) -> tuple[Ten
     )
 
 
-def token_embeddings(model: DiffusionModel) -> nn.Module:
-    """The table of the text encoder, as a module."""
-    found = getattr(model.text_encoder, "get_input_embeddings", lambda: None)()
+def token_embeddings(encoder: nn.Module) -> nn.Module:
+    """The table of a text encoder, as a module."""
+    found = getattr(encoder, "get_input_embeddings", lambda: None)()
     if not isinstance(found, nn.Module):
         raise BadInput(
             "the model has no text encoder with a table of token embeddings, so no tokens can be put in"
@@ -47,7 +46,7 @@ def token_embeddings(model: DiffusionModel) -> nn.Module:
     return found
 
 
-def encode_with(model: DiffusionModel, ids: Tensor, places: Tensor, vectors: Tensor) -> Tensor:
+def encode_with(encoder: nn.Module, ids: Tensor, places: Tensor, vectors: Tensor) -> Tensor:
     """`[B, L, d]` embeddings of prompts whose tokens at `places` (`[B, n]`) have the embeddings `vectors` (`[B, n, d]`).
 
     Differentiable with respect to the vectors and the encoder.
@@ -57,8 +56,8 @@ def encode_with(model: DiffusionModel, ids: Tensor, places: Tensor, vectors: Ten
         where = places[..., None].expand_as(vectors)
         return output.scatter(1, where, vectors.to(output))
 
-    handle = token_embeddings(model).register_forward_hook(put)
+    handle = token_embeddings(encoder).register_forward_hook(put)
     try:
-        return model.text_encoder(ids)[0]
+        return encoder(ids)[0]
     finally:
         handle.remove()

@@ -50,7 +50,8 @@ class PromptGate(nn.Module):
     ) -> PromptGate:
         """A gate for phrases `[n, L]`; the tokens of the `empty` prompt (`[L]`) are the special ones."""
         special = empty.unique()
-        made = cls(*phrases.shape, int(model.encode(empty[None]).shape[-1]), len(special), likeness, power)
+        n, length = phrases.shape
+        made = cls(n, length, model.encode(empty[None]).shape[-1], len(special), likeness, power)
         made.phrases.copy_(phrases)
         made.embedded.copy_(model.encode(phrases))
         made.nothing.copy_(model.encode(empty[None])[0])

@@ -109,7 +109,7 @@ class AdvUnlearn(Objective):
 
     def prepare(self, problem: Problem, model: nn.Module, state: State) -> None:  # noqa: D102
         require_concept(problem, anchored=self.surrogate == "anchor")
-        token_embeddings(denoiser(model))
+        token_embeddings(encoder_of(model))
         if self.tokens:
             make_room(cast(Diffusion, problem.family), state.sources["forget"].take(torch.arange(1)).inputs["input_ids"],
                       self.tokens, self.place)  # fmt: skip
@@ -139,7 +139,7 @@ class AdvUnlearn(Objective):
         else:
             ids, places = make_room(family, batch.inputs["input_ids"], self.tokens, self.place)
             found = self.attack(step, last, ids, places)
-            embedded = encode_with(model, ids, places, found)
+            embedded = encode_with(encoder_of(step.model), ids, places, found)
         target = step.state.frozen["reference"]
         ids = last.inputs["anchor_ids"]
         if self.surrogate == "empty":
@@ -147,7 +147,7 @@ class AdvUnlearn(Objective):
         named = target.ask(last).prediction
         base = target.ask(replace(last, inputs={**last.inputs, "input_ids": ids})).prediction
         wanted = Outputs(base - self.eta * (named - base))
-        return family.divergence(wanted, under(family, model, last, embedded), last)
+        return family.divergence(wanted, under(family, step.model, last, embedded), last)
 
     def attack(self, step: Step, last: Batch, ids: Tensor, places: Tensor) -> Tensor:
         """`[B, k, d]` token embeddings under which the model says most nearly what the target says of the bare prompts.
@@ -158,16 +158,16 @@ class AdvUnlearn(Objective):
             ids: `[B, L]` prompts with room.
             places: `[B, k]` where it is.
         """
-        family, model = cast(Diffusion, step.family), denoiser(step.model)
+        family, encoder = cast(Diffusion, step.family), encoder_of(step.model)
         target = step.state.frozen["reference"]
-        table = token_embeddings(model).weight.detach()  # pyright: ignore
+        table = token_embeddings(encoder).get_parameter("weight").detach()
         words = np.stack([draws(step, name, -1).integers(len(table), size=self.tokens) for name in last.ids])
         found = table[torch.from_numpy(words).to(table.device)].clone().requires_grad_(True)
         optimizer = torch.optim.Adam([found], lr=self.attack_lr)
         total = torch.zeros_like(found)
         for number in range(self.attack_steps):
             batch = last if self.latents == "once" else self.seen(step, step.forget, number)
-            said = under(family, model, batch, encode_with(model, ids, places, found))
+            said = under(family, step.model, batch, encode_with(encoder, ids, places, found))
             # Rows do not share: each is attacked as if it were alone.
             distance = family.divergence(target.ask(batch), said, batch).sum()
             (gradient,) = torch.autograd.grad(distance, found)
@@ -204,6 +204,11 @@ class AdvUnlearn(Objective):
 def draws(step: Step, name: str, number: int) -> np.random.Generator:
     """Randomness of one row in one step, whatever micro-batch it is in."""
     return np.random.default_rng([step.generator.initial_seed(), row_seed(name), number + 1])
+
+
+def encoder_of(model: nn.Module) -> nn.Module:
+    """The model's text encoder."""
+    return cast(DiffusionModel, innermost(getattr(model, "module", model))).text_encoder
 
 
 def encoder_blocks(model: DiffusionModel, first: int | None) -> set[str]:
