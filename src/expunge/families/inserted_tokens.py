@@ -20,12 +20,13 @@ def make_room(family: Diffusion, ids: Tensor, n: int, place: Place) -> tuple[Ten
     tokenizer would, and the end stays.
     """
     end, length = family.tokenizer.eos_token_id, ids.shape[1]
+    begins = int(family.tokens([""])[0, 0] != end)  # not every tokenizer begins with a token of its own
     if n > length - 2:
         raise BadInput(f"{n} further tokens do not fit into prompts of {length}; take fewer")
     made, places = [], []
     for row in ids.tolist():
-        stop = row.index(end, 1) if end in row[1:] else length
-        at = 1 if place == "prefix" else min(stop, length - 1 - n)
+        stop = row.index(end, begins) if end in row[begins:] else length
+        at = begins if place == "prefix" else min(stop, length - 1 - n)
         longer = (row[:at] + [end] * n + row[at:])[:length]
         if stop + n >= length:
             longer[-1] = end

@@ -90,8 +90,13 @@ class SPM(Method, Training):
 
     def produce(self, problem: Problem, model: nn.Module, workplace: Workplace) -> nn.Module:  # noqa: D102
         assert problem.concept is not None
-        family, served = cast(Diffusion, problem.family), denoiser(model)
-        base = served.base if isinstance(served, Permeable) else served
+        family = cast(Diffusion, problem.family)
+        base = model.base if isinstance(model, Permeable) else model
+        if not isinstance(base, DiffusionModel):
+            raise BadInput(
+                f"method 'spm' puts adapters on the denoiser itself, and the target is a {type(base).__name__}; take the model "
+                "that it was made of"
+            )
         phrases = self.phrases or (problem.concept.name,)
         require_words(family, phrases)
         require_concept(problem, anchored=self.surrogate == "anchor")
@@ -106,7 +111,7 @@ class SPM(Method, Training):
         if place.adapter is None:
             workplace.notes.append("no epochs, so no adapter")
             return model
-        if not isinstance(served, Permeable):
+        if not isinstance(model, Permeable):
             workplace.adapter = place.adapter
         if self.transport == "always":
             place.adapter.apply(base)
@@ -114,7 +119,7 @@ class SPM(Method, Training):
         empty = family.tokens([""])[0].to(workplace.device)
         asked = family.tokens(phrases).to(workplace.device)
         gate = PromptGate.fitted(base, asked, empty, self.transport, self.gate_power)
-        made = served if isinstance(served, Permeable) else Permeable(base, [])
+        made = model if isinstance(model, Permeable) else Permeable(base, [])
         made.adapted.append(membrane(place.adapter, gate).to(workplace.device))
         workplace.notes.append(let_in(problem, base, gate))
         return made
