@@ -96,7 +96,7 @@ class AdvUnlearn(Objective):
         source="the paper: 5 retain prompts (and 1 of the concept)",
         ge=1,
     )
-    optimizer: Literal["sgd", "adam", "adamw"] = param("adam", "update rule", source="the paper")
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = param("adam", "update rule", source="the paper")
     weight_decay: float = param(0.0, "L2 coefficient", source="the paper", ge=0)
 
     def passes(self, epoch: int) -> list[Pass]:  # noqa: D102

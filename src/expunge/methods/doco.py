@@ -71,7 +71,9 @@ class DoCo(Objective):
     prior_weight: float = param(0.1, "weight of L_p without surgery", source="reference code", ge=0)
     lr: float = param(4.8e-5, "learning rate", source="reference code: 6e-6 times a batch of 8", ge=0)
     batch_size: int = param(8, "rows per optimizer step", source="reference code", ge=1)
-    optimizer: Literal["sgd", "adam", "adamw"] = param("adamw", "update rule", source="reference code")
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = param(
+        "adamw", "update rule", source="reference code"
+    )
     weight_decay: float = param(0.01, "L2 coefficient (decoupled for adamw)", source="reference code", ge=0)
     clip: float | None = param(1.0, "largest gradient norm", source="reference code", gt=0)
 

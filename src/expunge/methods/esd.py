@@ -53,7 +53,7 @@ class ESD(Objective):
         ge=0,
     )
     lr: float = param(1e-5, "learning rate", source="the paper", ge=0)
-    optimizer: Literal["sgd", "adam", "adamw"] = param("adam", "update rule", source="the paper")
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = param("adam", "update rule", source="the paper")
     weight_decay: float = param(0.0, "L2 coefficient", source="the paper", ge=0)
 
     def passes(self, epoch: int) -> list[Pass]:  # noqa: D102

@@ -85,7 +85,9 @@ class SPM(Method, Training):
     epochs: int = param(5, "passes over the forget rows", source="ours; reference code: 3000 steps", ge=0)
     lr: float = param(1e-4, "learning rate", source="reference code", ge=0)
     batch_size: int = param(16, "forget rows per optimizer step", source="ours; reference code: 1", ge=1)
-    optimizer: Literal["sgd", "adam", "adamw"] = param("adamw", "update rule", source="reference code")
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = param(
+        "adamw", "update rule", source="reference code"
+    )
     weight_decay: float = param(0.01, "L2 coefficient (decoupled for adamw)", source="reference code", ge=0)
 
     def produce(self, problem: Problem, model: nn.Module, workplace: Workplace) -> nn.Module:  # noqa: D102
