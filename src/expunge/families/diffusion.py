@@ -16,9 +16,21 @@ from expunge.families.judges import Judge
 from expunge.families.models import innermost
 from expunge.families.noise import NoiseSchedule, draw_timesteps, row_seed
 from expunge.families.tokenizers import describe_tokenizer, require_fast, restore_tokenizer
+from expunge.families.viewers import ClipViewer, InceptionViewer, bytes_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+JUDGED = {"concept_correct", "concept_probability", "context_correct", "judge_features"}
+"""Quantities that judges of generated images say."""
+
+CLIP_QUANTITIES = {
+    "clip_score": "100 times the cosine of the sampled image and the prompt in CLIP, 0 where negative, [n]"
+}
+INCEPTION_QUANTITIES = {
+    "inception_features": "pooled Inception features of the sampled image, [n, 2048]",
+    "inception_image_features": "the same of the row's own image, decoded from its latents, [n, 2048]",
+}
 
 VALUES_AT_ONCE = 1 << 24
 """Latent values of one forward pass without gradients."""
@@ -53,6 +65,8 @@ class Diffusion(Family):
         concept: what is to be forgotten, where the judges know it: values by column, such as ``{"style": "neon"}``. Of two
             columns it is the pair that is to be forgotten, as with ``{"style": "neon", "object": "cross"}``.
         group: column for breakdowns.
+        clip: folder of a CLIP model, where its score of generated images is wanted.
+        inception: safetensors file of the Inception network, where distances on its features are.
     """
 
     name = "diffusion"
@@ -77,6 +91,9 @@ class Diffusion(Family):
             "context_correct",
             "judge_features",
             "image_features",
+            "clip_score",
+            "inception_features",
+            "inception_image_features",
         }
     )
     relabelings = {  # the names that classifiers use
@@ -98,6 +115,8 @@ class Diffusion(Family):
         judges: Sequence[Judge] = (),
         concept: Mapping[str, str] | None = None,
         group: str | None = None,
+        clip: str | None = None,
+        inception: str | None = None,
     ) -> None:
         self.tokenizer = require_fast(tokenizer)
         self.noise = NoiseSchedule(dict(schedule))
@@ -110,6 +129,11 @@ class Diffusion(Family):
             if column not in self.judges:
                 raise BadInput(f"no judge knows '{column}', the column of the concept to be forgotten")
             self.judges[column].number(value)
+        self.clip = None if clip is None else ClipViewer(clip)
+        self.inception = None if inception is None else InceptionViewer(inception)
+        # What takes a network that is not there is no quantity, so that no metric asks for it.
+        more = {**(CLIP_QUANTITIES if self.clip else {}), **(INCEPTION_QUANTITIES if self.inception else {})}
+        self.quantities = {**type(self).quantities, **more}  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
     def size(self) -> int:
@@ -130,6 +154,8 @@ class Diffusion(Family):
             "judges": [judge.describe() for judge in self.judges.values()],
             "concept": self.concept,
             "group": self.group,
+            "clip": None if self.clip is None else self.clip.folder,
+            "inception": None if self.inception is None else self.inception.weights,
             "tokenizer": describe_tokenizer(self.tokenizer),
         }
 
@@ -260,16 +286,23 @@ class Diffusion(Family):
 
         rows = dataset.with_format(None)
         made: dict[str, Any] = {}
-        if set(quantities) - {"image_features"}:
+        if set(quantities) - {"image_features", "inception_image_features"}:
             noise = starting_noise(self, [str(i) for i in rows["id"][:]])
             images = sample(self, model, [str(p) for p in rows["prompt"][:]], noise, batch_size)
-            pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-            made["image"] = pixels.flatten(1).cpu().numpy()
-            if set(quantities) - {"image", "image_features"}:
+            made["image"] = bytes_of(images).flatten(1).numpy()
+            if self.clip is not None and "clip_score" in quantities:
+                cosine = self.clip.similarity(images, [str(p) for p in rows["prompt"][:]])
+                made["clip_score"] = 100 * np.maximum(cosine, 0)
+            if self.inception is not None and "inception_features" in quantities:
+                made["inception_features"] = self.inception.features(images)
+            if set(quantities) & JUDGED:
                 made |= self._judged(images, rows)
-        if "image_features" in quantities:
-            own = self._latents(rows["latents"][:]).unflatten(1, self.shape)
-            made["image_features"] = self._features(decoded(model, own, batch_size))
+        if set(quantities) & {"image_features", "inception_image_features"}:
+            own = decoded(model, self._latents(rows["latents"][:]).unflatten(1, self.shape), batch_size)
+            if "image_features" in quantities:
+                made["image_features"] = self._features(own)
+            if self.inception is not None and "inception_image_features" in quantities:
+                made["inception_image_features"] = self.inception.features(own)
         return {name: made[name] for name in quantities}
 
     def _features(self, images: Tensor) -> np.ndarray:

@@ -162,9 +162,13 @@ def kernel_distance(first: np.ndarray, second: np.ndarray) -> float:
     return within(one) + within(two) - 2 * float(kernel(one, two).mean())
 
 
-def _distance(readings: Readings, measure: Callable[[np.ndarray, np.ndarray], float]) -> Estimate:
+def _distance(
+    readings: Readings,
+    measure: Callable[[np.ndarray, np.ndarray], float],
+    features: tuple[str, str] = ("judge_features", "image_features"),
+) -> Estimate:
     evidence = readings.model
-    drawn, real = (finite_values(evidence[q], q) for q in ("judge_features", "image_features"))
+    drawn, real = (finite_values(evidence[q], q) for q in features)
     if len(drawn) < 2:
         raise Undefined("one image has no distribution; at least 2 are needed")
     by_class = {}
@@ -208,3 +212,45 @@ def frechet_to_images(readings: Readings) -> Estimate:
 def kernel_to_images(readings: Readings) -> Estimate:
     """Unbiased squared kernel distance between generated images and the rows' own, on the judges' features."""
     return _distance(readings, kernel_distance)
+
+
+@metric(
+    "inception-frechet-distance",
+    title="Fréchet distance to real images (Inception)",
+    reads={("model", "*"): ["inception_features", "inception_image_features"]},
+    splits=["test", "concept"],
+    direction={"test": "lower", "*": "match"},
+    unit="squared feature units",
+    low=0,
+    families=FAMILY,
+    source="Heusel et al., NeurIPS 2017, arXiv:1706.08500 (FID)",
+)
+def inception_frechet(readings: Readings) -> Estimate:
+    """Fréchet distance between generated images and the rows' own on the 2048 pooled features of Inception.
+
+    Features are torch-fidelity's (extra `fid`), so that values can be compared with others of that tool as far as the
+    images are the same; with fewer images than features, which is usual here, it is biased far upwards. Only where
+    `inception` names the network's weights.
+    """
+    return _distance(readings, frechet_distance, ("inception_features", "inception_image_features"))
+
+
+@metric(
+    "clip-score",
+    title="CLIP score",
+    reads={("model", "*"): ["clip_score"]},
+    splits=["test", "concept"],
+    direction={"test": "higher", "*": "match"},
+    unit="100 x cosine",
+    low=0,
+    high=100,
+    families=FAMILY,
+    source="Hessel et al., EMNLP 2021, arXiv:2104.08718, with weight 100 instead of 2.5, as usual",
+)
+def clip_score(readings: Readings) -> Estimate:
+    """Mean of 100 max(cos(image, prompt), 0) in a CLIP model's embedding, over generated images.
+
+    Only where `clip` names a model's folder; values of different CLIP models cannot be compared. The t interval is over
+    images.
+    """
+    return mean_estimate(readings.model["clip_score"], readings.model, "the CLIP score")

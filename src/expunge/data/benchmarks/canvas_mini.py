@@ -78,6 +78,13 @@ class CanvasMini(Benchmark):
     )
     images: int = param(300, "training images of each pair", source="ours", ge=10)
     answers: int = param(12, "images to be generated for each pair by each model", source="ours", ge=1)
+    clip: str | None = Field(
+        default=None, description="folder of a CLIP model (transformers), for its score of generated images"
+    )
+    inception: str | None = Field(
+        default=None,
+        description="safetensors file of torch-fidelity's Inception network, for distances on its features",
+    )
 
     def problem(self) -> Problem:  # noqa: D102
         styles, things = CORE if self.world == "core" else FULL
@@ -95,6 +102,7 @@ class CanvasMini(Benchmark):
         family = Diffusion(
             tokenizer(), SCHEDULE, (KEEP, SIDE // PATCH, SIDE // PATCH), LENGTH, timestep_power=0.5, snr_cap=5.0,
             guidance=2.0, steps=20, judges=[judge("style"), judge("object")], group="style",
+            clip=self.clip, inception=self.inception,
         )  # fmt: skip
         rows = Dataset.from_list(train)
         forget_ids, scope = self.forget.apply(rows, family)

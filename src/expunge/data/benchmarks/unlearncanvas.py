@@ -108,6 +108,13 @@ class UnlearnCanvas(Benchmark):
     answers: int = param(5, "images to be generated for each pair by each model", source="the paper", ge=1)
     guidance: float = param(9.0, "classifier-free guidance of sampling", source="the reference code", ge=1)
     steps: int = param(100, "of sampling (DDIM)", source="the reference code", ge=1)
+    clip: str | None = Field(
+        default=None, description="folder of a CLIP model (transformers), for its score of generated images"
+    )
+    inception: str | None = Field(
+        default=None,
+        description="safetensors file of torch-fidelity's Inception network, for distances on its features",
+    )
 
     def problem(self) -> Problem:  # noqa: D102
         raise Missing(
@@ -128,7 +135,7 @@ class UnlearnCanvas(Benchmark):
         about = checkpoint.family
         family = Diffusion(
             about.tokenizer, about.noise.config, about.shape, about.length, guidance=self.guidance, steps=self.steps,
-            judges=judges, group="style",
+            judges=judges, group="style", clip=self.clip, inception=self.inception,
         )  # fmt: skip
         train = [
             self._row(s, o, i, "train") for s in self.styles for o in self.objects for i in range(self.images)
