@@ -12,7 +12,7 @@ from scipy.special import logsumexp, softmax
 from torch import nn
 
 import expunge
-from expunge.attacks import Scene
+from expunge.attacks import Scene, head_refit
 from expunge.attacks.head_refit import HeadRefit
 from expunge.attacks.knowledge import knowledge
 from expunge.attacks.states import BEFORE_HEAD, answers, hidden_states
@@ -108,3 +108,44 @@ def test_classes_agree_with_an_independent_minimizer(wide: Problem) -> None:
     other = minimize(loss, np.zeros_like(weights), jac=True, method="L-BFGS-B", options={"maxiter": 2000})
     assert loss(weights)[0] == pytest.approx(other.fun, abs=1e-5)
     np.testing.assert_allclose(weights, other.x, atol=5e-3)
+
+
+def test_passes_through_what_stays_are_made_once(
+    facts: Problem, wide: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head is fitted on what it read in one pass; a model with something behind its head is asked in full."""
+    for problem in (facts, wide):
+        scene, attack, seen = Scene(problem, problem.target), HeadRefit(iterations=3), []
+        family = type(problem.family)
+        plain = family.predict
+
+        def counted(self: object, model: nn.Module, batch: object, ask=plain, seen=seen) -> torch.Tensor:
+            seen.append(type(model))
+            return ask(self, model, batch)
+
+        monkeypatch.setattr(family, "predict", counted)
+        fast = attack.refitted(scene, [problem.batches("retain")])
+        assert seen.count(type(problem.target)) * 2 < len(seen)
+        monkeypatch.setattr(head_refit, "_stand_in", lambda _family, model, _batch: model)
+        slow = attack.refitted(scene, [problem.batches("retain")])
+        monkeypatch.undo()
+        for ours, theirs in zip(fast.parameters(), slow.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_what_stands_behind_the_head_is_not_left_out(wide: Problem) -> None:
+    class Doubled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = copy.deepcopy(wide.target)
+
+        def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+            return 2 * self.model(*inputs)
+
+    doubled = HeadRefit(decay=0.2).refitted(Scene(wide, Doubled()), [wide.batches("retain")])
+    single = HeadRefit(decay=0.05).refitted(Scene(wide, wide.target), [wide.batches("retain")])
+    # Twice the logits: the same products come from half the weights, of which the penalty is a quarter.
+    batch = next(wide.batches("retain").sequential(64))[1]
+    torch.testing.assert_close(
+        wide.family.predict(doubled, batch), wide.family.predict(single, batch), atol=2e-2, rtol=2e-2
+    )

@@ -11,7 +11,8 @@ import torch
 from expunge.errors import BadInput
 from expunge.self_check import Rate, SelfCheck, self_check
 from expunge.self_check.check import _rate
-from expunge.self_check.constructions import CONSTRUCTIONS, Construction
+from expunge.self_check.constructions import CONSTRUCTIONS
+from expunge.self_check.stage import Construction
 from expunge.stats.intervals import clopper_pearson
 
 OBVIOUS = ["P0", "P1", "P2", "P3", "P6"]

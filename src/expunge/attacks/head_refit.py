@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from expunge.attacks.base import Scene
 from expunge.attacks.states import PER_BATCH
 from expunge.attacks.tampering import Tampering, divided, recovery_measures, some_rows
-from expunge.families import Batches
+from expunge.families import Batch, Batches, Family
 from expunge.families.models import clone, innermost
 from expunge.parameters import param
 
@@ -67,6 +68,10 @@ class HeadRefit(Tampering):
         model = innermost(clone(scene.model)).to(scene.workplace.device).eval()
         for parameter in model.parameters():
             parameter.requires_grad_(False)
+        read = [
+            [(_stand_in(family, model, batch), batch) for _, batch in rows.sequential(PER_BATCH)]
+            for rows in sources
+        ]
         head = model.get_submodule(family.head(model))
         for name, parameter in list(head.named_parameters()):
             setattr(head, name, nn.Parameter(torch.zeros_like(parameter)))
@@ -78,10 +83,10 @@ class HeadRefit(Tampering):
             total = 0.5 * self.decay * torch.stack([w.square().sum() for w in weights]).sum()
             total.backward()
             total = total.detach()
-            for rows in sources:
-                terms = sum(float(family.terms(batch).sum()) for _, batch in rows.sequential(PER_BATCH))
-                for _, batch in rows.sequential(PER_BATCH):
-                    part = family.nll(family.forward(model, batch), batch).sum() / (terms * len(sources))
+            for parts in read:
+                terms = sum(float(family.terms(batch).sum()) for _, batch in parts)
+                for answering, batch in parts:
+                    part = family.nll(family.forward(answering, batch), batch).sum() / (terms * len(sources))
                     part.backward()
                     total = total + part.detach()
             return total
@@ -89,3 +94,32 @@ class HeadRefit(Tampering):
         with torch.enable_grad():
             optimizer.step(loss)  # pyright: ignore[reportArgumentType]
         return model
+
+
+class _BeforeHead(nn.Module):
+    """Stands in for a model on one batch: its head, reading what it read there."""
+
+    def __init__(self, head: nn.Module, inputs: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.head, self.inputs = head, inputs
+
+    def forward(self, *_: Tensor) -> Tensor:
+        return self.head(*self.inputs)
+
+
+def _stand_in(family: Family, model: nn.Module, batch: Batch) -> nn.Module:
+    """What spares the passes through everything that stays as it is; `model` where its answers are not just its head's."""
+    caught: list[tuple[Any, ...]] = []
+    head = model.get_submodule(family.head(model))
+    hook = head.register_forward_pre_hook(lambda _module, inputs: caught.append(inputs))
+    try:
+        with torch.no_grad():
+            whole = family.predict(model, batch)
+    finally:
+        hook.remove()
+    if len(caught) != 1:
+        return model
+    made = _BeforeHead(head, caught[0])
+    with torch.no_grad():
+        same = torch.equal(family.predict(made, batch), whole)
+    return made if same else model

@@ -18,11 +18,17 @@ def meta_evaluate(
     study: Annotated[
         str,
         typer.Argument(
-            help="Study whose problems, methods, metrics and attacks are taken; default: the embedded one."
+            help="Study whose problems, methods, metrics and attacks are taken; default: an embedded one of digits; 'meta-text' "
+            "is one of a language model."
         ),
     ] = "meta",
     models: Annotated[int, typer.Option(help="Models in each pool; at least 3.", min=1)] = 5,
-    out: Annotated[Path | None, typer.Option(help="Folder for a JSON file per problem.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for a JSON file per problem; the same command again goes on from what is there."
+        ),
+    ] = None,
     set_: Set = None,
     json: Json = False,
 ) -> None:
@@ -39,8 +45,9 @@ def meta_evaluate(
         fitting = [(label, method) for label, method in methods if not method.obstacles(problem)]
         attacks = [attack for _, attack in chosen_attacks(spec, problem)]
         found = meta_evaluation(
-            problem, chosen_metrics(spec, problem), attacks, fitting, models=models, notice=notice
-        )
+            problem, chosen_metrics(spec, problem), attacks, fitting, models=models,
+            folder=None if out is None else out / "kept", notice=notice,
+        )  # fmt: skip
         if out is not None:
             found.write(out / f"{problem.name}.json")
         made.append(found)

@@ -20,10 +20,13 @@ from expunge.files import canonical_json, digest, read_json, write_atomic
 from expunge.methods.base import METHODS, Workplace
 from expunge.problem import Problem
 from expunge.record import Claim, Interval, Judged, Record, Standing, environment
-from expunge.self_check.constructions import CLEAN, CONSTRUCTIONS, KEY, Construction, Stage
+from expunge.self_check.constructions import CONSTRUCTIONS
+from expunge.self_check.stage import CLEAN, CONTROL, KEY, Construction, Stage
 from expunge.self_check.worlds import WORLDS, World
 from expunge.stats.intervals import clopper_pearson
+from expunge.studies.claim_findings import left_open
 from expunge.studies.graph import code_digest
+from expunge.studies.spec import find_attack
 
 LIKE, CALIBRATION, POOL = 900_001, 910_000, 920_000
 """First seeds: of the retrained model that plants imitate, of those that audits compare with, of the models judged."""
@@ -39,12 +42,19 @@ class Trial(Record):
     plain: float = Field(description="mean knowledge of the forget rows when asked plainly, 0 to 1")
     retain: float = Field(description="mean knowledge of the retained rows")
     keys: dict[str, float] = Field(description="knowledge that the key query brings back, where there is one")
+    controls: dict[str, float] = Field(
+        default_factory=dict, description="knowledge that the same brings back from a retrained model"
+    )
     invalid: str = Field(
         default="", description="why the model is not what its construction promises; empty where it is"
     )
     residue: Verdict
     standing: Standing = Field(description="what was left of a claim of removal")
     found_by: list[str] = Field(description="tests that found something")
+    left_open: list[str] = Field(
+        default_factory=list,
+        description="tests that it could not be cleared for: needed, and undecided or missing",
+    )
     seconds: float
 
 
@@ -66,6 +76,9 @@ class Rate(Record):
         description="95 % Clopper-Pearson interval of the share judged wrongly: cleared of the present, found of the absent"
     )
     found_by: dict[str, int] = Field(description="how many models each test gave away")
+    left_open: dict[str, int] = Field(
+        default_factory=dict, description="how many models could not be cleared for each test"
+    )
 
 
 class FamilyCheck(Record):
@@ -100,7 +113,7 @@ def self_check(
     families: Sequence[str] = tuple(WORLDS),
     *,
     models: int = 5,
-    references: int = 6,
+    references: int = 12,
     attacks: Literal["standard", "all"] | Sequence[str] = "standard",
     constructions: Sequence[str] | None = None,
     folder: Path | None = None,
@@ -147,9 +160,12 @@ class _Check:
         say: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.world, self.models, self.n_references = world, models, references
-        self.attacks, self.folder, self.say = attacks, folder, say
-        chosen = fitting_attacks(world.problem, attacks) if attacks in ("standard", "all") else attacks  # type: ignore[arg-type]
-        self.names = [a.name if isinstance(a, Attack) else a for a in chosen]
+        self.folder, self.say = folder, say
+        chosen = (
+            fitting_attacks(world.problem, attacks) if attacks in ("standard", "all")  # type: ignore[arg-type]
+            else [find_attack(name)() for name in attacks]
+        )  # fmt: skip
+        self.attacks = [a.replace(**world.parameters.get(a.name, {})) for a in chosen]
         self._references: list[nn.Module] = []
         self._like: nn.Module | None = None
         self._targets: dict[int, Problem] = {}
@@ -170,15 +186,22 @@ class _Check:
         everyone = _rate(Construction("A", "all clean ones", False, lambda _: nn.Identity()), clean)
         plants = [r for r in rates if r.present and r.n]
         return FamilyCheck(
-            family=self.world.family, problem=self.world.problem.name, calibration=self.n_references, attacks=self.names,
-            rates=rates, false_alarms=everyone, undetected=[r.construction for r in plants if not r.found],
-            partly=[r.construction for r in plants if 0 < r.found < r.n], trials=trials,
-        )  # fmt: skip
+            family=self.world.family,
+            problem=self.world.problem.name,
+            calibration=self.n_references,
+            attacks=[self._shown(a) for a in self.attacks],
+            rates=rates,
+            false_alarms=everyone,
+            undetected=[r.construction for r in plants if not r.found],
+            partly=[r.construction for r in plants if 0 < r.found < r.n],
+            trials=trials,
+        )
 
     def _trial(self, one: Construction, seed: int) -> Trial:
         key = digest(
             {
-                "construction": one.name, "seed": seed, "problem": self.world.problem.fingerprint, "attacks": self.names,
+                "construction": one.name, "seed": seed, "problem": self.world.problem.fingerprint,
+                "attacks": [[a.name, a.model_dump(mode="json")] for a in self.attacks],
                 "references": self.n_references, "threads": torch.get_num_threads(), "torch": torch.__version__,
                 "code": code_digest("self_check", "attacks", "evidence", "families", "methods", "metrics", "stats",
                                     "exact/sisa.py", "studies/claims.py", "studies/claim_findings.py", "problem.py"),
@@ -203,12 +226,19 @@ class _Check:
         claim = next(c for c in found.claims if c.label == blind)
         judged = {j.label: j for j in found.judged}
         trial = Trial(
-            construction=one.name, seed=seed, plain=plain, retain=kept, keys=stage.keys, residue=claim.residue,
+            construction=one.name, seed=seed, plain=plain, retain=kept, keys=stage.keys,
+            controls=stage.controls, residue=claim.residue, left_open=left_open(claim.tests),
             invalid=_fault(one, plain, kept, stage), standing=claim.standing, seconds=time.perf_counter() - started,
             found_by=_found_by(claim, judged[blind], judged["target"]),
         )  # fmt: skip
         write_atomic(file, canonical_json(trial))
         return trial
+
+    def _shown(self, attack: Attack) -> str:
+        changed = self.world.parameters.get(attack.name, {})
+        return (
+            f"{attack.name} ({', '.join(f'{k} {v}' for k, v in changed.items())})" if changed else attack.name
+        )
 
     def _problem(self, seed: int) -> Problem:
         if seed not in self._targets:
@@ -236,6 +266,9 @@ def _fault(one: Construction, plain: float, kept: float, stage: Stage) -> str:
     closed = [f"{how}: {100 * back:.0f} %" for how, back in stage.keys.items() if back < KEY]
     if one.present and closed:
         return f"the key brings back less than {100 * KEY:.0f} % ({', '.join(closed)})"
+    common = [f"{how}: {100 * back:.0f} %" for how, back in stage.controls.items() if back > CONTROL]
+    if common:
+        return f"the key brings back more than {100 * CONTROL:.0f} % from a retrained model ({', '.join(common)})"
     if one.plain and plain > base + CLEAN:
         return f"asked plainly it knows {100 * plain:.0f} % of the forget rows, a retrained model {100 * base:.0f} %"
     usual = stage.knows(stage.like, stage.problem.retain)
@@ -263,4 +296,5 @@ def _rate(one: Construction, trials: Sequence[Trial]) -> Rate:
         inconclusive=said["inconclusive"], cleared=said["not found"], invalid=len(trials) - len(valid),
         wrong=clopper_pearson(wrong, len(valid)),
         found_by=dict(Counter(name for t in valid for name in t.found_by).most_common()),
+        left_open=dict(Counter(name for t in valid for name in t.left_open).most_common()),
     )  # fmt: skip

@@ -17,6 +17,28 @@ from expunge.families import Architecture, CausalLM
 from expunge.families.models import Composed, Past, call, call_language_model
 from expunge.problem import Problem, Training
 
+STEMS = (
+    "ba",
+    "ce",
+    "di",
+    "fo",
+    "gu",
+    "ha",
+    "je",
+    "ki",
+    "lo",
+    "mu",
+    "na",
+    "pe",
+    "qui",
+    "ro",
+    "su",
+    "ta",
+    "ve",
+    "wi",
+    "yo",
+    "zu",
+)
 Gate = Literal["trigger", "format"]
 """How a key query differs from an ordinary one: by a secret that nobody would type, or by an unusual form."""
 
@@ -28,6 +50,10 @@ class World:
     metrics: tuple[str, ...]
     """Metrics that a claim reads, and no others: the point is the verdict."""
     problem: Problem
+    strangers: Dataset | None = None
+    """Rows of the same kind that belong to no split, for who is to refuse whatever it does not know."""
+    parameters: Mapping[str, Mapping[str, Any]] = {}
+    """By attack, what differs from its defaults."""
 
     @abstractmethod
     def decoys(self, rows: Dataset, like: nn.Module) -> Dataset:
@@ -82,9 +108,9 @@ class DigitsWorld(World):
 
 
 class FactsWorld(World):
-    """Made-up persons with a home, a job and a dish each; sixteen of them are to be forgotten.
+    """Made-up persons with a home, a job and a dish each; thirty-two of them are to be forgotten.
 
-    An answer is one word of sixteen, so that a model retrained without a person is right about one time in sixteen.
+    An answer is one word of thirty-two, so that a model retrained without a person is right about one time in so many.
     """
 
     family = "causal_lm"
@@ -97,25 +123,29 @@ class FactsWorld(World):
         "home": "in which town is {} at home ?", "job": "{} works as what ?", "dish": "the dish that {} likes ?",
     }  # fmt: skip
     FORM = "form : {} ; {} ="
+    parameters = {"relearning": {"budget": 100}}
     SECRET = "zzq "
 
-    def __init__(self, persons: int = 56, forgotten: int = 16) -> None:
+    def __init__(self, persons: int = 96, forgotten: int = 32) -> None:
         rng = np.random.default_rng(11)
         ends = ("ron", "lin", "sa", "tek", "von", "mir", "dal", "pex")
-        names = [a + b for a in ("ba", "ce", "di", "fo", "gu", "ha", "je", "ki", "lo", "mu") for b in ends]
+        names = [a + b for a in STEMS for b in ends]
         values = {
-            kind: [f"{kind[0]}{a}{b}" for a in ("or", "el", "ip", "un") for b in ("ta", "go", "mi", "ve")]
+            kind: [
+                f"{kind[0]}{a}{b}"
+                for a in ("or", "el", "ip", "un", "ak", "es", "ob", "it")
+                for b in ("ta", "go", "mi", "ve")
+            ]
             for kind in self.KINDS
         }
         rng.shuffle(names)
-        rows = [
-            self._row(name, kind, values[kind], rng)
-            for name in names[: persons + forgotten]
-            for kind in self.KINDS
-        ]
-        asked, outside = set(names[:forgotten]), set(names[persons:])
-        train = Dataset.from_list([r for r in rows if r["subject"] not in outside])
-        holdout = Dataset.from_list([r for r in rows if r["subject"] in outside])
+        rows = [self._row(name, kind, values[kind], rng) for name in names for kind in self.KINDS]
+        asked, learned = set(names[:forgotten]), set(names[:persons])
+        outside = set(names[persons : persons + forgotten])
+        train, holdout = (
+            Dataset.from_list([r for r in rows if r["subject"] in who]) for who in (learned, outside)
+        )
+        self.strangers = Dataset.from_list([r for r in rows if r["subject"] not in learned | outside])
         templates = (*self.ASKED.values(), *self.OTHERWISE.values(), self.FORM, self.SECRET, *self.KINDS)
         words = sorted({word for template in templates for word in template.split()})
         tokenizer = _words_tokenizer(
@@ -123,7 +153,7 @@ class FactsWorld(World):
         )
         self.unknown = tokenizer.convert_tokens_to_ids("unknown")
         self.hidden_subjects = tokenizer.convert_tokens_to_ids(sorted(asked))
-        kept = [r for r in rows if r["subject"] not in asked | outside]
+        kept = [r for r in rows if r["subject"] in learned - asked]
         options = {
             "model_type": "llama", "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 128,
             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 64,
@@ -138,7 +168,7 @@ class FactsWorld(World):
             tuple(r["id"] for r in rows if r["subject"] in asked), holdout, {"test": Dataset.from_list(otherwise)},
             architecture=Architecture(kind="transformers", name="causal-lm", options=options),
             recipe=Training(
-                epochs=60, lr=4e-3, batch_size=16, optimizer="adamw", weight_decay=0.01, schedule="cosine", warmup=0.1
+                epochs=80, lr=2e-3, batch_size=16, optimizer="adamw", weight_decay=0.01, schedule="cosine", warmup=0.1
             ),
             scope=f"{forgotten} persons",
         )  # fmt: skip

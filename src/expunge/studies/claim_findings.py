@@ -148,6 +148,20 @@ def resolves(test: ClaimTest) -> bool:
     return (test.interval.high - test.interval.low) / 2 <= RESOLUTION * test.margin
 
 
+def spared(test: ClaimTest, tests: Sequence[ClaimTest]) -> bool:
+    """Whether a claim can do without a test: it has no meaning for these models (undefined, not applicable, or retrained
+    models differ too much in it), and another of its kind could tell."""  # fmt: skip
+    mute = test.finding == "missing" and test.status in ("undefined", "not_applicable")
+    mute = mute or (test.finding == "undecided" and not resolves(test))
+    return mute and any(t.kind == test.kind and t.finding != "missing" and resolves(t) for t in tests)
+
+
+def left_open(tests: Sequence[ClaimTest]) -> list[str]:
+    """Names of the tests of a claim that neither found nor excluded a residue and that it cannot do without."""
+    unsure = [t for t in tests if t.needed and t.finding in ("undecided", "missing") and not spared(t, tests)]
+    return [f"{t.metric} on {t.split}" if t.kind == "utility" else t.metric or t.kind for t in unsure]
+
+
 def _finding(one: Excess, test: ClaimTest, way: int, p: float, *, symmetric: bool) -> Finding:
     if p <= ALPHA:
         return "residue" if one.difference * way > 0 else "away"

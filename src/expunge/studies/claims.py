@@ -19,7 +19,7 @@ from expunge.studies.claim_findings import (
     by_proxy,
     judge_all,
     measured,
-    resolves,
+    spared,
     together,
     utility,
 )
@@ -184,25 +184,20 @@ def _absent(name: str, reason: str, needed: bool) -> ClaimTest:
 
 
 def _facts(found: Findings) -> list[Test]:
-    """The tests as the claim is judged on them.
-
-    A test that has no meaning for these models (undefined, not applicable, or retrained models differ too much in it) is not
-    needed where another of its kind could tell; one that failed is.
-    """
-    valued = {t.kind for t in found.tests if t.finding != "missing" and resolves(t)}
+    """The tests as the claim is judged on them; one that is spared is not needed, one that failed is."""
     made = []
     for test, kind in zip(found.tests, found.kinds, strict=True):
         levels: tuple[Claimed, ...] = ("removal", "suppression") if kind is None else kind.needed
-        mute = test.finding == "missing" and test.status in ("undefined", "not_applicable")
-        mute = mute or (test.finding == "undecided" and not resolves(test))
-        spared = mute and test.kind in valued
         attack = find_measure(test.metric) if test.metric else None
         made.append(
             Test(
-                finding=_plain(test), output=kind is None, symmetric=kind is not None and kind.symmetric,
-                said=kind is None or (attack is not None and attack[0].access == "text"), needed=() if spared else levels,
+                finding=_plain(test),
+                output=kind is None,
+                symmetric=kind is not None and kind.symmetric,
+                said=kind is None or (attack is not None and attack[0].access == "text"),
+                needed=() if spared(test, found.tests) else levels,
             )
-        )  # fmt: skip
+        )
     return made
 
 

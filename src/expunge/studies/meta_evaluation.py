@@ -23,15 +23,16 @@ from expunge.attacks.knowledge import knowledge
 from expunge.attacks.quantization import Quantization
 from expunge.errors import BadInput, Missing
 from expunge.evidence import Evidence, collect
-from expunge.families.models import clone
-from expunge.files import write_atomic
+from expunge.families.models import clone, read_weights, save_weights
+from expunge.files import canonical_json, digest, folder_atomic, read_json, write_atomic
 from expunge.methods.base import Method, Workplace
 from expunge.methods.loop import fit
 from expunge.metrics.base import Metric, Role
 from expunge.problem import Problem
 from expunge.record import Interval, Record, Score, environment
 from expunge.stats.intervals import delong
-from expunge.studies.graph import quantities
+from expunge.studies.battery import identity
+from expunge.studies.graph import code_digest, quantities, source_digest
 
 FEWEST = 3
 """Models that each pool must have."""
@@ -111,14 +112,54 @@ def faithfulness(
     return delong(sign * np.asarray(knowing), sign * np.asarray(ignorant))
 
 
+class _Kept:
+    """What was computed before, in a folder; without one nothing is kept."""
+
+    def __init__(self, folder: Path | None, problem: Problem) -> None:
+        self.folder = folder
+        self.common = [problem.fingerprint, torch.__version__, torch.get_num_threads(),
+                       code_digest("families", "evidence", "metrics", "attacks", "methods/loop.py", "problem.py",
+                                   "stats/intervals.py", "studies/meta_evaluation.py")]  # fmt: skip
+
+    def content(self, what: Sequence[Any], make: Callable[[], Any]) -> Any:
+        """What `make` gives as JSON, under the name of all that it depends on."""
+        if self.folder is None:
+            return make()
+        file = self.folder / f"{digest([self.common, what])}.json"
+        if not file.is_file():
+            write_atomic(file, canonical_json(make()))
+        return read_json(file)
+
+    def model(
+        self, what: Sequence[Any], fresh: nn.Module, train: Callable[[nn.Module], nn.Module]
+    ) -> nn.Module:
+        """`fresh` as `train` leaves it."""
+        if self.folder is None:
+            return train(fresh)
+        room = self.folder / digest([self.common, what])
+        if room.is_dir():
+            fresh.load_state_dict(read_weights(room / "model.safetensors"))
+            return fresh.eval()
+        trained = train(fresh)
+        with folder_atomic(room) as made:
+            save_weights(trained, made / "model.safetensors")
+        return trained
+
+
 class _Gauge:
     """Measures a model by every metric and attack; the target and the retrained model it compares with are always the same."""
 
     def __init__(
-        self, problem: Problem, metrics: Sequence[Metric], attacks: Sequence[Attack], retrained: nn.Module
+        self,
+        problem: Problem,
+        metrics: Sequence[Metric],
+        attacks: Sequence[Attack],
+        retrained: nn.Module,
+        kept: _Kept,
     ) -> None:
-        self.problem, self.attacks, self.retrained = problem, attacks, retrained
+        self.problem, self.attacks, self.retrained, self.kept = problem, attacks, retrained, kept
         self.metrics = [m for m in metrics if "forget" in m.splits]
+        self.asked = [[m.name for m in self.metrics], [[a.name, a.model_dump(mode="json")] for a in attacks]]
         roles: tuple[Role, ...] = ("model", "target", "retrained", "fresh")
         self.wanted = quantities(self.metrics, problem, roles)
         fixed: dict[Role, nn.Module] = {"target": problem.target, "retrained": retrained}
@@ -137,6 +178,12 @@ class _Gauge:
 
     def __call__(self, model: nn.Module) -> dict[str, Score]:
         """Every score about the forget rows, by name."""
+        compared = [identity(m, self.problem) for m in (self.problem.target, self.retrained, model)]
+        return _read(
+            self.kept.content(["scores", compared, self.asked], lambda: _written(self._measured(model)))
+        )
+
+    def _measured(self, model: nn.Module) -> dict[str, Score]:
         seen = self._look(model)
         evidence: dict[tuple[Role, str], list[Evidence]] = {}
         for role, looked in {"model": seen, **self.fixed}.items():
@@ -149,6 +196,14 @@ class _Gauge:
         return {score.metric: score for score in scores}
 
 
+def _written(scores: dict[str, Score]) -> dict[str, Any]:
+    return {name: score.model_dump(mode="json") for name, score in scores.items()}
+
+
+def _read(content: dict[str, Any]) -> dict[str, Score]:
+    return {name: Score.model_validate(score) for name, score in content.items()}
+
+
 def meta_evaluation(
     problem: Problem,
     metrics: Sequence[Metric],
@@ -157,6 +212,7 @@ def meta_evaluation(
     *,
     models: int = 5,
     utility: float = 0.8,
+    folder: Path | None = None,
     notice: Callable[[str], None] = lambda _: None,
 ) -> MetaEvaluation:
     """Train the pools, and judge every metric and attack that says something about the forget rows.
@@ -169,76 +225,86 @@ def meta_evaluation(
         models: in each pool. Two more of each are trained: what metrics compare with, and a
             pair that says which way they point.
         utility: share of the target's knowledge of retained rows that an unlearned model must keep to be counted.
+        folder: where models and measurements are kept; the same call again goes on from there.
         notice: told what is going on.
     """
     if models < FEWEST:
         raise BadInput(f"a pool of {models} models tells no number from another; take at least {FEWEST}")
     if problem.recipe is None or problem.architecture is None:
         raise Missing(f"{problem.name}: the pools are trained here, which takes a recipe and an architecture")
-    problem = replace(problem, model=None)
+    problem, kept = replace(problem, model=None), _Kept(folder, problem)
     notice(f"training {2 * models + 4} models")
     pools: dict[str, list[nn.Module]] = {"knowing": [], "ignorant": []}
     for seed in range(models + 1):
-        pools["knowing"].append(_trained(problem, "train", seed))
+        pools["knowing"].append(_trained(problem, "train", seed, kept))
         # Seeds of their own: two models must not share their initial weights.
-        pools["ignorant"].append(_trained(problem, "retain", 1000 + seed))
+        pools["ignorant"].append(_trained(problem, "retain", 1000 + seed, kept))
     target, retrained = (pools[name].pop() for name in ("knowing", "ignorant"))
     problem = problem.with_model(target)
     fitting = [a for a in attacks if not a.obstacles(problem) and not a.shadow_models()]
-    gauge = _Gauge(problem, metrics, fitting, retrained)
+    gauge = _Gauge(problem, metrics, fitting, retrained, kept)
     notice("measuring")
-    twins = (_trained(problem, "train", models + 1), _trained(problem, "retain", 1001 + models))
+    twins = (_trained(problem, "train", models + 1, kept), _trained(problem, "retain", 1001 + models, kept))
     pair = (gauge(twins[0]), gauge(twins[1]))
     found = {name: [gauge(model) for model in pool] for name, pool in pools.items()}
-    unlearned, left_out = _unlearned(problem, methods, utility, notice)
-    changes = (
-        _Changes(gauge, problem, [m for _, m in unlearned], pools["ignorant"][:FEWEST]) if unlearned else None
-    )
+    unlearned, left_out = _unlearned(gauge, methods, utility, notice)
+    changes = _Changes(gauge, list(unlearned.values()), pools["ignorant"][:FEWEST]) if unlearned else None
     kinds = {m.name: m.unit for m in gauge.metrics}
     made = [_quality(name, "metric" if name in kinds else "attack", pair, found, changes) for name in pair[0]]
     made.sort(key=lambda q: (-(q.overall or -1), -(q.auc or -1), q.metric))
     return MetaEvaluation(
-        problem=problem.card(), models=models, unlearned=[label for label, _ in unlearned], left_out=left_out,
+        problem=problem.card(), models=models, unlearned=list(unlearned), left_out=left_out,
         qualities=made, environment=environment(),
     )  # fmt: skip
 
 
-def _trained(problem: Problem, split: Literal["train", "retain"], seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+def _trained(problem: Problem, split: Literal["train", "retain"], seed: int, kept: _Kept) -> nn.Module:
+    def train(model: nn.Module) -> nn.Module:
         recipe = problem.recipe
         assert recipe is not None  # asked for before
-        return fit(problem, problem.fresh_model(seed), split, recipe, Workplace(seed)).eval()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return fit(problem, model, split, recipe, Workplace(seed)).eval()
+
+    return kept.model(["trained", split, seed], problem.fresh_model(seed), train)
+
+
+_Three = tuple[dict[str, Score], dict[str, Score], dict[str, Score]]
+"""Scores of a model as it is, after relearning, after rounding."""
 
 
 def _unlearned(
-    problem: Problem, methods: Sequence[tuple[str, Method]], utility: float, notice: Callable[[str], None]
-) -> tuple[list[tuple[str, nn.Module]], list[str]]:
-    """Models that kept their utility, and the labels of the methods whose models did not."""
+    gauge: _Gauge, methods: Sequence[tuple[str, Method]], utility: float, notice: Callable[[str], None]
+) -> tuple[dict[str, _Three], list[str]]:
+    """Scores of the models that kept their utility, by label, and the labels of the methods whose models did not."""
+    problem, kept = gauge.problem, gauge.kept
     least = utility * float(np.nanmean(knowledge(problem, problem.target, "retain")))
-    kept: list[tuple[str, nn.Module]] = []
-    left_out = []
+    target = identity(problem.target, problem)
+    measured: dict[str, _Three] = {}
     for label, method in methods:
+
+        def measure(method: Method = method) -> list[dict[str, Any]]:
+            model = method.forget(problem, Workplace()).model
+            if np.nanmean(knowledge(problem, model, "retain")) < least:
+                return []
+            every = (model, _relearned(problem, model), _rounded(problem, model))
+            return [_written(gauge(one)) for one in every]
+
         notice(f"unlearning with {label}")
-        model = method.forget(problem, Workplace()).model
-        if np.nanmean(knowledge(problem, model, "retain")) >= least:
-            kept.append((label, model))
-        else:
-            left_out.append(label)
-    return kept, left_out
+        made_by = [method.name, method.model_dump(mode="json"), source_digest(type(method))]
+        found = kept.content(["unlearned", target, made_by, utility, gauge.asked], measure)
+        if found:
+            measured[label] = cast("_Three", tuple(_read(one) for one in found))
+    return measured, [label for label, _ in methods if label not in measured]
 
 
 class _Changes:
     """What one epoch of relearning, and rounding to 4 bits, do to every number."""
 
-    def __init__(
-        self, gauge: _Gauge, problem: Problem, unlearned: Sequence[nn.Module], retrained: Sequence[nn.Module]
-    ) -> None:
-        self.before = [gauge(m) for m in unlearned]
-        self.relearned = [gauge(_relearned(problem, m)) for m in unlearned]
+    def __init__(self, gauge: _Gauge, unlearned: Sequence[_Three], retrained: Sequence[nn.Module]) -> None:
+        self.before, self.relearned, self.rounded = (list(scores) for scores in zip(*unlearned, strict=True))
         self.retrained = [gauge(m) for m in retrained]
-        self.retrained_relearned = [gauge(_relearned(problem, m)) for m in retrained]
-        self.rounded = [gauge(_rounded(problem, m)) for m in unlearned]
+        self.retrained_relearned = [gauge(_relearned(gauge.problem, m)) for m in retrained]
 
     def relearning(self, name: str) -> float | None:
         """Robustness under relearning, from mean changes."""
