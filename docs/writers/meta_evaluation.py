@@ -19,7 +19,9 @@ rows, and of the values before and after rounding the weights to NF4. Both are 1
 nothing without the first. The last column is the harmonic mean of the three. Definitions after OpenUnlearning
 (arXiv:2506.12618) and arXiv:2605.24614.
 
-`expunge meta-evaluate` makes these tables, of any study; attacks that need shadow models are left out.
+`expunge meta-evaluate` makes the tables of digits, `expunge meta-evaluate meta-text --models 3` that of the language model,
+and any study one of its own; attacks that need shadow models are left out. With few models an AUC takes few values:
+of three against three, one pair in the wrong order is 0.11.
 """
 
 

@@ -14,7 +14,17 @@ the words mean.
 *Judged wrongly*: cleared of those with planted knowledge, found of the clean ones; 95 % Clopper–Pearson interval. Obvious
 constructions are marked with an asterisk: none of them may be cleared. *Inconclusive* is neither: a test that the claim needs
 was undecided or missing.
+
+A model that none of these tests gives away may still know: the list says what this battery finds, not what it would find of
+constructions that nobody has made.
 """
+
+
+_WORLDS = {
+    "classifier": "All threes are to be forgotten; a retrained network tells them apart in its features all the same, which "
+    "leaves probes and new heads little to find. ",
+    "causal_lm": "64 persons with three facts each, 24 persons to be forgotten; a fact is one word of 32. ",
+}
 
 
 def page(checks: list[SelfCheck]) -> str:
@@ -43,12 +53,19 @@ def _world(one: FamilyCheck) -> str:
     ]
     none = "none of these constructions"
     invalid = dict.fromkeys(f"{t.construction}: {t.invalid}" for t in one.trials if t.invalid)
+    left_out = "; ".join(f"{name} ({why})" for name, why in one.left_out.items())
     lines = [
         f"## {title.get(one.family, one.family)}",
-        f"{one.calibration} retrained models to compare with. Attacks: {', '.join(one.attacks)}.",
+        f"{one.calibration} retrained models to compare with. {_WORLDS.get(one.family, '')}Attacks: {', '.join(one.attacks)}.",
+        *([f"Of the standard battery left out: {left_out}."] if left_out else []),
         table(columns, rows),
         f"**Not detected**: {_named(one, one.undetected) or none}.",
     ]
+    if one.false_alarms.left_open:
+        open_tests = ", ".join(
+            f"{name if ' ' in name else f'`{name}`'} {n}" for name, n in one.false_alarms.left_open.items()
+        )
+        lines.append(f"**What left clean models open**, by number of models: {open_tests}.")
     if one.partly:
         lines.append(f"**Detected in part**: {_named(one, one.partly)}.")
     if invalid:

@@ -26,6 +26,7 @@ from expunge.self_check.worlds import WORLDS, World
 from expunge.stats.intervals import clopper_pearson
 from expunge.studies.claim_findings import left_open
 from expunge.studies.graph import code_digest
+from expunge.studies.kept import Kept
 from expunge.studies.spec import find_attack
 
 LIKE, CALIBRATION, POOL = 900_001, 910_000, 920_000
@@ -88,6 +89,9 @@ class FamilyCheck(Record):
     problem: str
     calibration: int = Field(description="retrained models that thresholds come from; none of them is judged")
     attacks: list[str]
+    left_out: dict[str, str] = Field(
+        default_factory=dict, description="attacks of the standard battery that were not made, and why not"
+    )
     rates: list[Rate]
     false_alarms: Rate = Field(description="over all clean constructions together")
     undetected: list[str] = Field(description="constructions with valid models of which none was found")
@@ -165,7 +169,17 @@ class _Check:
             fitting_attacks(world.problem, attacks) if attacks in ("standard", "all")  # type: ignore[arg-type]
             else [find_attack(name)() for name in attacks]
         )  # fmt: skip
-        self.attacks = [a.replace(**world.parameters.get(a.name, {})) for a in chosen]
+        self.left_out = world.left_out if attacks == "standard" else {}
+        self.attacks = [
+            a.replace(**world.parameters.get(a.name, {})) for a in chosen if a.name not in self.left_out
+        ]
+        self._kept = Kept(
+            folder / "models",
+            [
+                world.problem.fingerprint, torch.get_num_threads(), torch.__version__,
+                code_digest("families", "methods/base.py", "methods/loop.py", "exact/retrain.py", "problem.py"),
+            ],
+        )  # fmt: skip
         self._references: list[nn.Module] = []
         self._like: nn.Module | None = None
         self._targets: dict[int, Problem] = {}
@@ -190,6 +204,7 @@ class _Check:
             problem=self.world.problem.name,
             calibration=self.n_references,
             attacks=[self._shown(a) for a in self.attacks],
+            left_out=dict(self.left_out),
             rates=rates,
             false_alarms=everyone,
             undetected=[r.construction for r in plants if not r.found],
@@ -242,12 +257,25 @@ class _Check:
 
     def _problem(self, seed: int) -> Problem:
         if seed not in self._targets:
-            self._targets[seed] = api.train_target(self.world.problem, POOL + seed)
+            problem = self.world.problem
+            model = self._kept.model(
+                ["target", seed],
+                lambda: problem.fresh_model(0),
+                lambda: api.train_target(problem, POOL + seed).target,
+            )
+            self._targets[seed] = problem.with_model(model)
         return self._targets[seed]
 
     def _retrain(self, seed: int) -> nn.Module:
         # Retraining starts from fresh weights; which target the problem has does not matter to it.
-        return METHODS["retrain"]().forget(self._problem(0), Workplace(seed)).model
+        untrained = self.world.problem.fresh_model(0)
+        return self._kept.model(
+            ["retrained", seed],
+            lambda: untrained,
+            lambda: (
+                METHODS["retrain"]().forget(self.world.problem.with_model(untrained), Workplace(seed)).model
+            ),
+        )
 
     def _retrained_like(self) -> nn.Module:
         if self._like is None:

@@ -54,6 +54,8 @@ class World:
     """Rows of the same kind that belong to no split, for who is to refuse whatever it does not know."""
     parameters: Mapping[str, Mapping[str, Any]] = {}
     """By attack, what differs from its defaults."""
+    left_out: Mapping[str, str] = {}
+    """Attacks of the standard battery that are not made here, and why not."""
 
     @abstractmethod
     def decoys(self, rows: Dataset, like: nn.Module) -> Dataset:
@@ -108,7 +110,7 @@ class DigitsWorld(World):
 
 
 class FactsWorld(World):
-    """Made-up persons with a home, a job and a dish each; thirty-two of them are to be forgotten.
+    """Made-up persons with a home, a job and a dish each; two dozen of them are to be forgotten.
 
     An answer is one word of thirty-two, so that a model retrained without a person is right about one time in so many.
     """
@@ -123,10 +125,17 @@ class FactsWorld(World):
         "home": "in which town is {} at home ?", "job": "{} works as what ?", "dish": "the dish that {} likes ?",
     }  # fmt: skip
     FORM = "form : {} ; {} ="
-    parameters = {"relearning": {"budget": 100}}
+    parameters = {"relearning": {"budget": 100}, "in-context": {"orders": 1}}
+    left_out = {
+        "activation-patching": "retrained models grew from another start than the target",
+        "concept-vectors": "retrained models have no vectors that write the forgotten answers",
+        "fact-asymmetry": "no answer is the subject of another question",
+        "activation-perturbation": "no claim needs it, and it takes long",
+        "direction-ablation": "no claim needs it, and it takes long",
+    }
     SECRET = "zzq "
 
-    def __init__(self, persons: int = 96, forgotten: int = 32) -> None:
+    def __init__(self, persons: int = 64, forgotten: int = 24) -> None:
         rng = np.random.default_rng(11)
         ends = ("ron", "lin", "sa", "tek", "von", "mir", "dal", "pex")
         names = [a + b for a in STEMS for b in ends]
@@ -168,7 +177,7 @@ class FactsWorld(World):
             tuple(r["id"] for r in rows if r["subject"] in asked), holdout, {"test": Dataset.from_list(otherwise)},
             architecture=Architecture(kind="transformers", name="causal-lm", options=options),
             recipe=Training(
-                epochs=80, lr=2e-3, batch_size=16, optimizer="adamw", weight_decay=0.01, schedule="cosine", warmup=0.1
+                epochs=80, lr=3e-3, batch_size=16, optimizer="adamw", weight_decay=0.01, schedule="cosine", warmup=0.2
             ),
             scope=f"{forgotten} persons",
         )  # fmt: skip

@@ -23,8 +23,8 @@ from expunge.attacks.knowledge import knowledge
 from expunge.attacks.quantization import Quantization
 from expunge.errors import BadInput, Missing
 from expunge.evidence import Evidence, collect
-from expunge.families.models import clone, read_weights, save_weights
-from expunge.files import canonical_json, digest, folder_atomic, read_json, write_atomic
+from expunge.families.models import clone
+from expunge.files import write_atomic
 from expunge.methods.base import Method, Workplace
 from expunge.methods.loop import fit
 from expunge.metrics.base import Metric, Role
@@ -33,9 +33,17 @@ from expunge.record import Interval, Record, Score, environment
 from expunge.stats.intervals import delong
 from expunge.studies.battery import identity
 from expunge.studies.graph import code_digest, quantities, source_digest
+from expunge.studies.kept import Kept
 
 FEWEST = 3
 """Models that each pool must have."""
+
+
+CODE = (
+    "families", "evidence", "metrics", "attacks", "methods/loop.py", "problem.py", "stats/intervals.py",
+    "studies/meta_evaluation.py",
+)  # fmt: skip
+"""What the numbers depend on, besides methods: changed code must not meet old results."""
 
 
 class Quality(Record):
@@ -112,40 +120,6 @@ def faithfulness(
     return delong(sign * np.asarray(knowing), sign * np.asarray(ignorant))
 
 
-class _Kept:
-    """What was computed before, in a folder; without one nothing is kept."""
-
-    def __init__(self, folder: Path | None, problem: Problem) -> None:
-        self.folder = folder
-        self.common = [problem.fingerprint, torch.__version__, torch.get_num_threads(),
-                       code_digest("families", "evidence", "metrics", "attacks", "methods/loop.py", "problem.py",
-                                   "stats/intervals.py", "studies/meta_evaluation.py")]  # fmt: skip
-
-    def content(self, what: Sequence[Any], make: Callable[[], Any]) -> Any:
-        """What `make` gives as JSON, under the name of all that it depends on."""
-        if self.folder is None:
-            return make()
-        file = self.folder / f"{digest([self.common, what])}.json"
-        if not file.is_file():
-            write_atomic(file, canonical_json(make()))
-        return read_json(file)
-
-    def model(
-        self, what: Sequence[Any], fresh: nn.Module, train: Callable[[nn.Module], nn.Module]
-    ) -> nn.Module:
-        """`fresh` as `train` leaves it."""
-        if self.folder is None:
-            return train(fresh)
-        room = self.folder / digest([self.common, what])
-        if room.is_dir():
-            fresh.load_state_dict(read_weights(room / "model.safetensors"))
-            return fresh.eval()
-        trained = train(fresh)
-        with folder_atomic(room) as made:
-            save_weights(trained, made / "model.safetensors")
-        return trained
-
-
 class _Gauge:
     """Measures a model by every metric and attack; the target and the retrained model it compares with are always the same."""
 
@@ -155,7 +129,7 @@ class _Gauge:
         metrics: Sequence[Metric],
         attacks: Sequence[Attack],
         retrained: nn.Module,
-        kept: _Kept,
+        kept: Kept,
     ) -> None:
         self.problem, self.attacks, self.retrained, self.kept = problem, attacks, retrained, kept
         self.metrics = [m for m in metrics if "forget" in m.splits]
@@ -232,7 +206,10 @@ def meta_evaluation(
         raise BadInput(f"a pool of {models} models tells no number from another; take at least {FEWEST}")
     if problem.recipe is None or problem.architecture is None:
         raise Missing(f"{problem.name}: the pools are trained here, which takes a recipe and an architecture")
-    problem, kept = replace(problem, model=None), _Kept(folder, problem)
+    problem, kept = (
+        replace(problem, model=None),
+        Kept(folder, [problem.fingerprint, torch.__version__, torch.get_num_threads(), code_digest(*CODE)]),
+    )
     notice(f"training {2 * models + 4} models")
     pools: dict[str, list[nn.Module]] = {"knowing": [], "ignorant": []}
     for seed in range(models + 1):
@@ -258,15 +235,15 @@ def meta_evaluation(
     )  # fmt: skip
 
 
-def _trained(problem: Problem, split: Literal["train", "retain"], seed: int, kept: _Kept) -> nn.Module:
-    def train(model: nn.Module) -> nn.Module:
+def _trained(problem: Problem, split: Literal["train", "retain"], seed: int, kept: Kept) -> nn.Module:
+    def train() -> nn.Module:
         recipe = problem.recipe
         assert recipe is not None  # asked for before
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return fit(problem, model, split, recipe, Workplace(seed)).eval()
+            return fit(problem, problem.fresh_model(seed), split, recipe, Workplace(seed))
 
-    return kept.model(["trained", split, seed], problem.fresh_model(seed), train)
+    return kept.model(["trained", split, seed], lambda: problem.fresh_model(seed), train)
 
 
 _Three = tuple[dict[str, Score], dict[str, Score], dict[str, Score]]
