@@ -138,3 +138,14 @@ def test_average_gap_of_image_generators_by_hand():
     # |0.9 - 1| + |0.8 - 0.9| + |1 - 0.8| over three.
     found = average_gap(drawn(0.9, 0.8, 1.0), [drawn(1.0, 0.9, 0.8)])
     assert found.value == pytest.approx(100 * 0.4 / 3) and found.unit == "percentage points"
+
+
+def test_average_gap_of_gans_by_hand():
+    def gan(rate: float, covered: float, shifted: float) -> Judged:
+        return judged(
+            undesired_rate_on_samples=rate, coverage_on_test=covered, class_distance_on_samples=shifted
+        )
+
+    score = average_gap(gan(0.09, 0.70, 0.10), [gan(0.01, 0.80, 0.12), gan(0.03, 0.90, 0.14)])
+    # |0.09 - 0.02| + |0.70 - 0.85| + |0.10 - 0.13|, over 3
+    assert score.value == pytest.approx(100 * 0.25 / 3) and score.unit == "percentage points"

@@ -28,6 +28,7 @@ MAIN = [
     ("probability", "forget"), ("probability", "retain"), ("extraction-strength", "forget"), ("truth-ratio-distance", "forget"),
     ("mia-loss-logistic", "forget"), ("lira-auc", "forget"), ("u-lira-auc", "forget"),
     ("unlearning-accuracy", "concept"), ("in-domain-retain-accuracy", "test"), ("cross-domain-retain-accuracy", "test"),
+    ("undesired-rate", "samples"), ("frechet-distance", "test"), ("coverage", "test"),
     ("average-gap", "run"), ("seconds", "run"), ("seconds-ratio", "run"),
 ]  # fmt: skip
 """What the summary on the terminal shows; everything else is in scores.json and the report."""

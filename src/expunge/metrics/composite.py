@@ -26,6 +26,8 @@ AVERAGED_IMAGES = (
     *((f"{domain}-domain-retain-accuracy", "test") for domain in ("in", "cross")),
 )
 """UnlearnCanvas' three accuracies."""
+AVERAGED_GANS = (("undesired-rate", "samples"), ("coverage", "test"), ("class-distance", "samples"))
+"""Whether it is still drawn, whether everything else is, and how often."""
 
 
 def average_gap(judged: Judged, retrained: Sequence[Judged]) -> Score:
@@ -35,7 +37,8 @@ def average_gap(judged: Judged, retrained: Sequence[Judged]) -> Score:
     arXiv:2310.12508). Deviation: the efficacy is that of the held-out logistic attacker on the confidence,
     not of the SVC. For language models (those with a score `probability`), our counterpart of it: over probability and
     ROUGE-L recall of the answers on forget and retain and the AUC of min-k, in percentage points; for image generators
-    (those with a score `unlearning-accuracy`) over unlearning, in-domain and cross-domain retain accuracy. For
+    (those with a score `unlearning-accuracy`) over unlearning, in-domain and cross-domain retain accuracy; for GANs (those
+    with a score `undesired-rate`) over that rate, coverage of what is to be kept and the distance of class shares. For
     regressors (those with a score `mae`), whose errors have a unit, over the mean absolute errors on forget, retain and
     test, each gap as a percentage of the retrained models' error.
 
@@ -43,7 +46,12 @@ def average_gap(judged: Judged, retrained: Sequence[Judged]) -> Score:
     """
     measured = {score.metric for score in judged.scores}
     regression = "mae" in measured
-    known = {"mae": AVERAGED_REGRESSION, "probability": AVERAGED_TEXT, "unlearning-accuracy": AVERAGED_IMAGES}
+    known = {
+        "mae": AVERAGED_REGRESSION,
+        "probability": AVERAGED_TEXT,
+        "unlearning-accuracy": AVERAGED_IMAGES,
+        "undesired-rate": AVERAGED_GANS,
+    }
     averaged = next((found for metric, found in known.items() if metric in measured), AVERAGED)
     unit = "% of the retrained error" if regression else "percentage points"
 

@@ -43,6 +43,7 @@ AXES = (
         for metric in ("accuracy", "mae")
     ),
     (("in-domain-retain-accuracy", "test"), ("unlearning-accuracy", "concept")),
+    (("coverage", "test"), ("undesired-rate", "samples")),
 )
 """Utility and forgetting, the axes of the first chart: the first pair that was measured."""
 LINE = 22

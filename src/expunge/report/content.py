@@ -55,6 +55,10 @@ MAIN = (
     ("concept-probability", "concept"),
     ("unlearning-accuracy", "earlier"),
     *((f"{domain}-domain-retain-accuracy", "test") for domain in ("in", "cross")),
+    ("undesired-rate", "samples"),
+    ("coverage", "test"),
+    ("density", "test"),
+    ("class-distance", "samples"),
     ("frechet-distance", "test"),
     ("average-gap", "run"),
 )

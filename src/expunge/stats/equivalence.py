@@ -44,6 +44,8 @@ MARGINS: dict[str, Margin] = {
     "accuracy": Margin(0.05, "5 percentage points, which users notice; near the sampling error of 200 rows"),
     "unlearning-accuracy": Margin(0.05, "5 percentage points of the images, as for accuracy"),
     "*-retain-accuracy": Margin(0.05, "5 percentage points of the images, as for accuracy"),
+    "undesired-rate": Margin(0.02, "2 percentage points of the samples: one in fifty"),
+    "coverage": Margin(0.05, "5 percentage points of the real images"),
     "concept-probability": Margin(0.05, "5 percentage points of the judge's probability, as for accuracy"),
     "probability": Margin(0.05, "5 percentage points of an answer's probability, as for accuracy"),
     "rouge-*": Margin(0.05, "one word in twenty of the answers"),

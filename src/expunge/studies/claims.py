@@ -29,11 +29,13 @@ UTILITY = (
     *((metric, split) for metric in ("accuracy", "mae") for split in ("retain", "test")),
     *((metric, "retain") for metric in ("probability", "rouge-l-recall")),
     *((f"{domain}-domain-retain-accuracy", "test") for domain in ("in", "cross")),
+    ("coverage", "test"),
 )
 """What must not be worse than in retrained models."""
 OUTPUT = (
     *((metric, "forget") for metric in ("accuracy", "mae", "probability", "rouge-l-recall")),
     *((metric, "concept") for metric in ("unlearning-accuracy", "concept-probability")),
+    ("undesired-rate", "samples"),
 )
 """Plain behavior on what was to be forgotten."""
 MEMBERSHIP = (("mia-loss-logistic", "forget"), ("mia-text-min-k", "forget"))

@@ -30,6 +30,8 @@ RANKED: tuple[Key, ...] = (
     *((metric, split) for metric in ("probability", "rouge-l-recall") for split in ("forget", "retain")),
     ("unlearning-accuracy", "concept"),
     *((f"{domain}-domain-retain-accuracy", "test") for domain in ("in", "cross")),
+    ("undesired-rate", "samples"),
+    ("coverage", "test"),
     ("truth-ratio-distance", "forget"),
     ("extraction-strength", "forget"),
     ("corrected-accuracy", "affected"),

@@ -17,10 +17,11 @@ Key = tuple[str, str]
 
 FORGETTING: tuple[Key, ...] = (
     ("accuracy", "forget"), ("mae", "forget"), ("probability", "forget"), ("unlearning-accuracy", "concept"),
+    ("undesired-rate", "samples"),
 )  # fmt: skip
 UTILITY: tuple[Key, ...] = (
     ("accuracy", "test"), ("mae", "test"), ("probability", "retain"), ("accuracy", "retain"), ("mae", "retain"),
-    ("in-domain-retain-accuracy", "test"),
+    ("in-domain-retain-accuracy", "test"), ("coverage", "test"),
 )  # fmt: skip
 """The objectives of the Pareto front: the first of each that was measured."""
 

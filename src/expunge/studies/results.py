@@ -174,6 +174,8 @@ PROPERTIES = (
     ("concept-probability", "concept"),
     ("unlearning-accuracy", "earlier"),
     *((f"{domain}-domain-retain-accuracy", "test") for domain in ("in", "cross")),
+    ("undesired-rate", "samples"),
+    ("coverage", "test"),
     ("mia-loss-logistic", "forget"),
     ("mia-text-min-k", "forget"),
 )
