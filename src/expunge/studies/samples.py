@@ -8,6 +8,7 @@ import numpy as np
 from datasets import Dataset
 
 from expunge.evidence.pictures import as_png, square_image
+from expunge.families import Family, Gan
 from expunge.studies.graph import Graph, Row
 from expunge.studies.jobs import Store
 
@@ -48,7 +49,7 @@ def image_samples(graph: Graph, store: Store) -> ImageSamples:
             images = evidence["image"][chosen]
             pairs = [
                 [asked, as_png(square_image(image), SIDE)]
-                for asked, image in zip(_asked(rows, chosen), images, strict=True)
+                for asked, image in zip(_asked(problem.family, rows, chosen), images, strict=True)
             ]
             made.setdefault(row.problem, {}).setdefault(split, {})[_shown(row)] = pairs
     return made
@@ -66,7 +67,9 @@ def _shown(row: Row) -> str:
     return "retrained" if row.method == "retrain" else row.label
 
 
-def _asked(rows: Dataset, chosen: np.ndarray) -> list[str]:
-    """What each chosen row asks a model to make."""
+def _asked(family: Family, rows: Dataset, chosen: np.ndarray) -> list[str]:
+    """What each chosen row asks a model to make; an unconditional GAN is asked for nothing."""
+    if isinstance(family, Gan) and not family.conditional:
+        return [""] * len(chosen)
     column = next((c for c in ("prompt", "label") if c in rows.column_names), "id")
     return [str(v) for v in rows[column][chosen.tolist()]] if column != "id" else [""] * len(chosen)
