@@ -138,6 +138,11 @@ def test_balls_by_hand_and_by_definition() -> None:
         expected.append(sum(float(np.sqrt(((x - y) ** 2).sum())) < radius for y in drawn))
     assert near_real(real, drawn).tolist() == expected
     assert np.isnan(near_real(real[:5], drawn)).all()
+    # The package of the paper's authors, prdc 0.2, says coverage 0.716667 and density 0.751 of these.
+    random = np.random.default_rng(0)
+    counts = near_real(random.normal(size=(300, 8)), random.normal(0.5, 1, size=(200, 8)))
+    assert np.mean(counts > 0) == pytest.approx(0.716667, abs=1e-6)
+    assert np.mean(counts) * 300 / (5 * 200) == pytest.approx(0.751)
 
 
 def test_coverage_of_the_same_distribution_is_what_naeem_et_al_derive() -> None:

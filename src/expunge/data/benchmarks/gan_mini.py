@@ -28,7 +28,7 @@ class GanMini(Benchmark):
     """1,797 scanned digits of 8x8 pixels: 1,197 to train a GAN on, 400 to compare its samples with, 200 held out.
 
     To be forgotten is a class (``class=3``) or a feature (``where:stroke == heavy``). Judges, trained on the same 1,197
-    images, say what samples show; a guide of another kind, which methods may ask, was trained like them.
+    images, say what samples show; a guide with other layers and another seed, which methods may ask, was trained like them.
 
     `samples` are ids to draw from, `test` real images of what is to be kept, `concept` those of what is not.
     """
