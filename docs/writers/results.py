@@ -13,6 +13,10 @@ COLUMNS = (
     ("accuracy", "forget"), ("accuracy", "retain"), ("accuracy", "test"), ("mae", "forget"), ("mae", "retain"), ("mae", "test"),
     ("probability", "forget"), ("probability", "retain"), ("rouge-l-recall", "forget"), ("extraction-strength", "forget"),
     ("truth-ratio", "forget"), ("forget-quality", "forget"), ("model-utility", "retain"), ("privleak", "forget"),
+    ("unlearning-accuracy", "concept"), ("concept-probability", "concept"), ("unlearning-accuracy", "earlier"),
+    ("in-domain-retain-accuracy", "test"), ("cross-domain-retain-accuracy", "test"), ("frechet-distance", "test"),
+    *((f"{attack}-{when}-asr", "concept") for attack in ("unlearndiffatk", "p4d", "ring-a-bell", "concept-inversion")
+      for when in ("pre", "post")),
     ("corrected-accuracy", "affected"), ("manipulation-success", "attacked"), ("mia-loss-logistic", "forget"),
     ("average-gap", "run"), ("passes-ratio", "run"),
 )  # fmt: skip
