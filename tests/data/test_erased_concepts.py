@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -251,3 +252,17 @@ def test_a_pipeline_without_text_encoder_is_refused(stable_diffusion: Path, tmp_
     (broken / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(BadInput, match="no text encoder|no Stable Diffusion pipeline"):
         load_pipeline(broken)
+
+
+def test_a_safety_checker_is_said_to_be_left_out(stable_diffusion: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "checked"
+    shutil.copytree(stable_diffusion, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    said: list[str] = []
+    spec = ProblemSpec(model=str(folder), concept="red", anchor="green")
+    assert spec.build(notice=said.append).model is not None
+    assert len(said) == 1 and "safety_checker" in said[0] and "neither edited nor saved" in said[0]
+    spec.replace(model=str(stable_diffusion)).build(notice=said.append)
+    assert len(said) == 1

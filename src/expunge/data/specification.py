@@ -42,6 +42,7 @@ from expunge.families import (
     Text,
 )
 from expunge.families.estimator import Values, of_classes
+from expunge.families.pipelines import filters_of
 from expunge.parameters import Parameters
 from expunge.problem import Problem, Training, with_ids
 
@@ -225,6 +226,11 @@ class ProblemSpec(Parameters):
             folder = base / Path(self.model).expanduser()
             location = str(folder) if folder.exists() else self.model
             concept = named_concept(self.concept, self.anchor, self.preserve)
+            for part in filters_of(location):
+                notice(
+                    f"the {part} of '{location}' is a filter around the model: it is neither edited nor saved; pass it to the "
+                    f"erased pipeline as from_pretrained(..., {part}=...)"
+                )
             return concept_problem(location, concept, self.name)
 
         def load(reference: str | FactoryModel | Architecture | None) -> Checkpoint | None:

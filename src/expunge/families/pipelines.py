@@ -229,6 +229,15 @@ def load_pipeline(location: str | Path) -> tuple[DiffusionModel, Any, dict[str, 
     return model.eval(), pipe.tokenizer, plain_config(pipe.scheduler.config)
 
 
+def filters_of(location: str | Path) -> list[str]:
+    """Parts of a pipeline that filter its images, such as ``safety_checker``; empty where they cannot be told."""
+    try:
+        parts = diffusers().DiffusionPipeline.load_config(location)
+    except (OSError, ValueError):
+        return []
+    return [name for name in ("safety_checker",) if (parts.get(name) or [None])[0]]
+
+
 def _with_two_encoders(pipe: Any, location: str | Path) -> DiffusionModel:
     from expunge.families.two_encoders import TwoEncoderModel, TwoEncoders
 
