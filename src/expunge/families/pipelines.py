@@ -161,6 +161,7 @@ class LinearCodec(nn.Module):
         self.register_buffer("scale", torch.ones(()))
         if weights is not None:
             self.shape["weights"] = weights
+        if weights is not None and not self.scale.is_meta:  # a model that is only counted has no values
             self.load_state_dict(read_weights(cached(weights)))
 
     @torch.no_grad()
