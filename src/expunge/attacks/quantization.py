@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from scipy.stats import norm
 from torch import Tensor, nn
 
 from expunge.attacks.base import Scene
+from expunge.attacks.kernels import BITS, in_few_bits
 from expunge.attacks.tampering import Tampering, recovery_measures, weight_matrices
 from expunge.errors import BadInput
 from expunge.families.models import clone
+from expunge.metrics.base import Undefined
 from expunge.parameters import param
 
 Scheme = Literal["symmetric", "asymmetric", "nf4"]
@@ -35,6 +37,10 @@ class Quantization(Tampering):
     ``z = round(-min w / s)``, 0 included in the range. Both with one scale per output channel, or per `group` weights of
     it. ``nf4``: 16 levels that are quantiles of the normal distribution, times the largest weight of each block of 64; it
     counts as 4 bits only. At each number of bits the scheme that recovers most is taken.
+
+    With ``backend: bitsandbytes`` (extra ``bitsandbytes``) linear layers run in 8 bits (LLM.int8, outliers of the inputs above
+    6 in full precision) and 4 bits (NF4, blocks of 64) by that library's kernels, as whoever loads the model with it would
+    have them; `schemes`, `group` and `embeddings` have no say then, and other numbers of bits are left out.
 
     Rounded are linear and convolution layers, attention and experts; norms, biases and embeddings are not, nor an output
     layer that shares its weights with them. Deviations: LLM.int8 also keeps outlier columns of the activations in half
@@ -63,11 +69,27 @@ class Quantization(Tampering):
     )
     head: bool = param(True, "round the output layer too", source="ours: it may be where knowledge is hidden")
     embeddings: bool = param(False, "round embeddings too", source="bitsandbytes: not")
+    backend: Literal["emulated", "bitsandbytes"] = param(
+        "emulated", "round in PyTorch, or run the kernels of bitsandbytes", source="ours: runs everywhere"
+    )
+
+    @model_validator(mode="after")
+    def _has_kernels(self) -> Self:
+        if self.backend == "bitsandbytes" and not set(self.bits) & set(BITS):
+            raise BadInput(
+                f"quantization: bitsandbytes has kernels for 8 and 4 bits, not for {', '.join(map(str, self.bits))}"
+            )
+        return self
 
     def spends(self) -> dict[str, float]:  # noqa: D102
+        if self.backend == "bitsandbytes":
+            return {"models": len(set(self.bits) & set(BITS))}
         return {"models": sum(scheme != "nf4" or b == 4 for b in self.bits for scheme in self.schemes)}
 
     def variants(self, scene: Scene) -> Iterator[tuple[float, nn.Module]]:  # noqa: D102
+        if self.backend == "bitsandbytes":
+            yield from self._by_kernels(scene)
+            return
         for bits in self.bits:
             for scheme in self.schemes:
                 if scheme == "nf4" and bits != 4:
@@ -82,6 +104,15 @@ class Quantization(Tampering):
                             rounded(weight, bits, scheme, self.group, transposed=_transposed(module))
                         )
                 yield float(bits), model
+
+    def _by_kernels(self, scene: Scene) -> Iterator[tuple[float, nn.Module]]:
+        for bits in (b for b in self.bits if b in BITS):
+            model, layers = in_few_bits(
+                scene.problem.family, scene.model, bits, scene.workplace.device, head=self.head
+            )
+            if not layers:
+                raise Undefined("the model has no linear layer, which is all that bitsandbytes quantizes")
+            yield float(bits), model
 
 
 def rounded(
