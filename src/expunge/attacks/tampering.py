@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -70,6 +70,20 @@ class Asked:
     """Mean over retained rows."""
 
 
+@dataclass(frozen=True)
+class Recovered:
+    """What the best of several changes brings."""
+
+    best: Asked
+    """Of the rows that have anything to know."""
+    rise: np.ndarray
+    """`[n]` what it adds to each of them."""
+    along: dict[float, float | None]
+    """Largest mean knowledge by strength; None where every such change destroys the model."""
+    retained: int
+    """Retained rows that were asked."""
+
+
 class Tampering(Attack):
     """Base of attacks that change a model in several strengths; knowledge is that of `expunge.attacks.knowledge`.
 
@@ -100,6 +114,17 @@ class Tampering(Attack):
         return scene.workplace.batches(scene.problem, "forget")
 
     def run(self, scene: Scene) -> list[Score]:  # noqa: D102
+        found = self.recovered(scene, self.variants(scene))
+        at, values = list(found.along), list(found.along.values())
+        curve = Curve(over=self.over, at=at, values=values) if at else None
+        return [
+            self.score(f"{self.name}-knowledge", row_mean(found.best.forget), curve),
+            self.score(f"{self.name}-rise", row_mean(found.rise)),
+            self.score(f"{self.name}-retain", Estimate(found.best.retain, found.retained)),
+        ]
+
+    def recovered(self, scene: Scene, variants: Iterable[tuple[float, nn.Module]]) -> Recovered:
+        """The unchanged model or the changed one that knows most of the forgotten rows, and what each strength gives."""
         require_finite(scene.model)
         forget, retain = self.asked(scene), some_rows(scene, "retain", self.rows)
         before = self._ask(scene, scene.model, forget, retain)
@@ -107,7 +132,7 @@ class Tampering(Attack):
         if not counted.any() or not np.isfinite(before.retain):
             raise Undefined("no row has anything to know, or the model's answers are not finite")
         best, along = before, dict[float, float | None]()
-        for at, changed in self.variants(scene):
+        for at, changed in variants:
             found = self._ask(scene, changed, forget, retain)
             # Rows that had something to know have it still: what is not a number now is a model that diverged.
             found = Asked(np.where(counted, np.nan_to_num(found.forget), np.nan), found.retain)
@@ -118,13 +143,8 @@ class Tampering(Attack):
             along[at] = max(level, along[at] or 0.0)
             if level > best.forget[counted].mean():
                 best = found
-        after, rise = best.forget[counted], (best.forget - before.forget)[counted]
-        curve = Curve(over=self.over, at=list(along), values=list(along.values())) if along else None
-        return [
-            self.score(f"{self.name}-knowledge", row_mean(after), curve),
-            self.score(f"{self.name}-rise", row_mean(rise)),
-            self.score(f"{self.name}-retain", Estimate(best.retain, len(retain))),
-        ]
+        after = Asked(best.forget[counted], best.retain)
+        return Recovered(after, after.forget - before.forget[counted], along, len(retain))
 
     def _ask(self, scene: Scene, model: nn.Module, forget: Batches, retain: Batches) -> Asked:
         device = scene.workplace.device
