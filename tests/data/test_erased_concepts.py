@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import sys
@@ -17,7 +18,7 @@ from expunge.data.concepts import TEMPLATES, named_concept
 from expunge.data.specification import ProblemSpec
 from expunge.errors import BadInput
 from expunge.families import Diffusion
-from expunge.families.pipelines import load_pipeline
+from expunge.families.pipelines import load_pipeline, save_pipeline_adapter
 
 
 def images(folder: Path, prompt: str) -> torch.Tensor:
@@ -130,6 +131,32 @@ def test_a_saved_adapter_gives_the_merged_models_images(
             with_adapter(stable_diffusion, adapter, prompt, 0.0), plain, atol=1e-5, rtol=0
         )
         assert not torch.allclose(images(merged, prompt), plain, atol=1e-3)
+
+
+def test_adapters_of_the_text_encoder_are_read_too(stable_diffusion: Path, tmp_path: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(
+        stable_diffusion, safety_checker=None, feature_extractor=None
+    )
+    random, pairs = torch.Generator().manual_seed(0), {}
+    for name, layer in pipe.text_encoder.named_modules():
+        if isinstance(layer, torch.nn.Linear):
+            down, up = (
+                torch.randn(2, layer.in_features, generator=random),
+                torch.randn(layer.out_features, 2, generator=random),
+            )
+            pairs[f"text_encoder.{name}"] = down, up
+    save_pipeline_adapter(pairs, tmp_path)
+    ids = torch.tensor([[0, 2, 1, 1, 1, 1, 1, 1]])
+    with torch.no_grad():
+        before = pipe.text_encoder(ids)[0]
+        merged = copy.deepcopy(pipe.text_encoder)
+        for name, (down, up) in pairs.items():
+            merged.get_parameter(f"{name.removeprefix('text_encoder.')}.weight").add_(up @ down)
+        pipe.load_lora_weights(tmp_path)
+        torch.testing.assert_close(pipe.text_encoder(ids)[0], merged(ids)[0], atol=1e-4, rtol=0)
+        assert not torch.allclose(merged(ids)[0], before, atol=1e-2)
 
 
 def test_gates_of_a_saved_model_are_those_of_a_pipeline_with_that_weight(

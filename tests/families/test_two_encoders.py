@@ -53,12 +53,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def drawn(folder: Path, prompts: list[str], noise: Tensor, steps: int, guidance: float) -> Tensor:
-    """Latents that diffusers itself draws."""
+def drawn(
+    folder: Path, prompts: list[str], noise: Tensor, steps: int, guidance: float, adapter: Path | None = None
+) -> Tensor:
+    """Images that diffusers itself draws."""
     from diffusers import StableDiffusionXLPipeline
 
     pipe: Any = StableDiffusionXLPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
+    if adapter is not None:
+        pipe.load_lora_weights(adapter)
     made = pipe(
         prompts, latents=noise.clone(), num_inference_steps=steps, guidance_scale=guidance, height=8, width=8,
         output_type="pt",
@@ -110,6 +114,24 @@ def test_a_concept_is_erased_and_the_pipeline_reads_it_again(
     again, _, _ = load_folder(tmp_path / "out")
     for name, value in load_diffusion(str(pipeline)).model.state_dict().items():  # pyright: ignore
         torch.testing.assert_close(again.state_dict()[name], value)
+
+
+def test_a_saved_adapter_gives_the_merged_models_images(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    arguments = ["forget", "--model", str(folder), "--concept", "red", "--method", "spm", "--set", "epochs=1", "--set",
+                 "lr=0.1", "--set", "anchors=1", "--set", "guidance=1", "--out", str(tmp_path / "out")]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["expunge", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert not caught.value.code
+    family = load_diffusion(str(folder)).family
+    assert isinstance(family, Diffusion)
+    noise = starting_noise(family, ["a"])
+    merged = drawn(tmp_path / "out" / "pipeline", ["red"], noise, 3, 4.0)
+    loaded = drawn(folder, ["red"], noise, 3, 4.0, tmp_path / "out" / "adapter")
+    torch.testing.assert_close(loaded, merged, atol=1e-4, rtol=0)
+    assert not torch.allclose(merged, drawn(folder, ["red"], noise, 3, 4.0), atol=1e-3)
 
 
 def test_what_needs_one_encoder_is_refused(folder: Path, tmp_path: Path):

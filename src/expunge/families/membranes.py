@@ -33,14 +33,14 @@ class PromptGate(nn.Module):
     special: Tensor
 
     def __init__(
-        self, n: int, length: int, width: int, n_special: int, likeness: Likeness = "cosine", power: int = 1
-    ) -> None:
+        self, n: int, length: int, positions: int, width: int, n_special: int, likeness: Likeness = "cosine", power: int = 1
+    ) -> None:  # fmt: skip
         super().__init__()
         self.likeness, self.power = likeness, power
         # Buffers: what the target says of the phrases, which is not trained.
         self.register_buffer("phrases", torch.zeros(n, length, dtype=torch.long))
-        self.register_buffer("embedded", torch.zeros(n, length, width))
-        self.register_buffer("nothing", torch.zeros(length, width))
+        self.register_buffer("embedded", torch.zeros(n, positions, width))
+        self.register_buffer("nothing", torch.zeros(positions, width))
         self.register_buffer("special", torch.zeros(n_special, dtype=torch.long))
 
     @classmethod
@@ -50,11 +50,11 @@ class PromptGate(nn.Module):
     ) -> PromptGate:
         """A gate for phrases `[n, L]`; the tokens of the `empty` prompt (`[L]`) are the special ones."""
         special = empty.unique()
-        n, length = phrases.shape
-        made = cls(n, length, model.encode(empty[None]).shape[-1], len(special), likeness, power)
+        nothing = model.encode(empty[None])[0]
+        made = cls(*phrases.shape, *nothing.shape, len(special), likeness, power)  # pyright: ignore[reportCallIssue]
         made.phrases.copy_(phrases)
         made.embedded.copy_(model.encode(phrases))
-        made.nothing.copy_(model.encode(empty[None])[0])
+        made.nothing.copy_(nothing)
         made.special.copy_(special)
         return made.to(phrases.device)
 
@@ -84,10 +84,10 @@ class PromptGate(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """What builds an empty gate of the same shape."""
-        n, length, width = self.embedded.shape
+        n, positions, width = self.embedded.shape
         return {
-            "n": n, "length": length, "width": width, "n_special": len(self.special), "likeness": self.likeness,
-            "power": self.power,
+            "n": n, "length": self.phrases.shape[1], "positions": positions, "width": width, "n_special": len(self.special),
+            "likeness": self.likeness, "power": self.power,
         }  # fmt: skip
 
 
