@@ -210,13 +210,8 @@ class CanvasMini(Benchmark):
             prompt(s, o) for s, o in everything
             if s not in old.get("style", ()) and o not in old.get("object", ()) and prompt(s, o) not in prompts
         ]  # fmt: skip
-        name = value if column == "object" else f"{value} style"
-        return Concept(
-            f"{concept['object']} in {name}" if len(concept) == 2 else name,
-            tuple(prompts),
-            tuple(anchors),
-            tuple(kept),
-        )
+        name = f"{concept['object']} in {value} style" if len(concept) == 2 else value
+        return Concept(name, tuple(prompts), tuple(anchors), tuple(kept))
 
 
 def architecture(coder: LinearCodec) -> Architecture:
