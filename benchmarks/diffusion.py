@@ -18,7 +18,7 @@ from expunge.families.noise import draw_timesteps
 from expunge.families.pipelines import DiffusionModel
 from expunge.methods import METHODS, Workplace
 from expunge.methods.rece import recovering
-from expunge.methods.uce import ridge_edit
+from expunge.methods.uce import RidgeEdit
 from expunge.problem import Problem
 
 WIDTHS = [320] * 5 + [640] * 5 + [1280] * 6
@@ -47,7 +47,8 @@ def closed_forms() -> None:
     concept, anchor, kept = draw(ROWS, EMBEDDING), draw(ROWS, EMBEDDING), draw(ROWS, EMBEDDING)
 
     def edit(weights: list[Tensor], rows: Tensor) -> list[Tensor]:
-        return [ridge_edit(w, rows, anchor @ w.T, kept, kept @ w.T, 0.5, 1.0, 1.0) for w in weights]
+        solve = RidgeEdit(rows, kept, 0.5, 1.0, 1.0)
+        return [solve(w, anchor @ w.T) for w in weights]
 
     started = time.perf_counter()
     edited = edit(originals, concept)

@@ -17,7 +17,7 @@ from expunge.methods.cross_attention import projections, prompt_rows
 from expunge.methods.denoiser_parts import trainable_part
 from expunge.methods.esd import ESD
 from expunge.methods.rece import recovering, unrecoverable
-from expunge.methods.uce import UCE, ridge_edit
+from expunge.methods.uce import UCE, RidgeEdit
 from expunge.problem import Concept, Problem
 from expunge.testing.problems import tiny_problem
 
@@ -36,10 +36,10 @@ def seen(problem: Problem, model: Any, split: str) -> float:
 
 def test_ridge_edit_worked_by_hand() -> None:
     eye, wanted = torch.eye(2, dtype=torch.float64), torch.tensor([[0.0, 1.0]], dtype=torch.float64)
-    one = ridge_edit(eye, E1, wanted, NOTHING, NOTHING, 0.5, 1.0, 1.0)
+    one = RidgeEdit(E1, NOTHING, 0.5, 1.0, 1.0)(eye, wanted)
     torch.testing.assert_close(one, torch.tensor([[1 / 3, 0], [2 / 3, 1]], dtype=torch.float64))
     kept = torch.tensor([[1.0, 1.0]], dtype=torch.float64) / 2**0.5
-    two = ridge_edit(eye, E1, wanted, kept, kept, 0.5, 1.0, 1.0)
+    two = RidgeEdit(E1, kept, 0.5, 1.0, 1.0)(eye, wanted)
     expected = torch.tensor([[0.75, 0.5], [1.0, 1.25]], dtype=torch.float64) / 1.75
     torch.testing.assert_close(two, expected)
     torch.testing.assert_close(
@@ -53,9 +53,7 @@ def test_ridge_edit_is_the_minimum_of_its_objective() -> None:
         torch.randn(*shape, generator=random, dtype=torch.float64)
         for shape in ((5, 4), (3, 4), (6, 4), (3, 5))
     )
-    weight = ridge_edit(original, concept, wanted, kept, kept @ original.T, 0.3, 0.7, 1.9).requires_grad_(
-        True
-    )
+    weight = RidgeEdit(concept, kept, 0.3, 0.7, 1.9)(original, wanted).requires_grad_(True)
     objective = (
         0.7 * (concept @ weight.T - wanted).square().sum()
         + 1.9 * (kept @ weight.T - kept @ original.T).square().sum()
@@ -73,8 +71,9 @@ def test_one_edit_has_rank_one_and_spares_what_is_orthogonal() -> None:
     random = torch.Generator().manual_seed(1)
     original = torch.randn(3, 4, generator=random, dtype=torch.float64)
     concept = torch.randn(1, 4, generator=random, dtype=torch.float64)
-    edited = ridge_edit(original, concept, torch.zeros(1, 3, dtype=torch.float64), NOTHING.new_zeros(0, 4),
-                        NOTHING.new_zeros(0, 3), 0.5, 1.0, 1.0)  # fmt: skip
+    edited = RidgeEdit(concept, NOTHING.new_zeros(0, 4), 0.5, 1.0, 1.0)(
+        original, torch.zeros(1, 3, dtype=torch.float64)
+    )
     assert int(torch.linalg.matrix_rank(edited - original, tol=1e-9)) == 1
     length = float(concept.square().sum())
     torch.testing.assert_close(edited @ concept[0], 0.5 / (0.5 + length) * (original @ concept[0]))

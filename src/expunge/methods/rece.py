@@ -12,7 +12,7 @@ from expunge.families.models import innermost
 from expunge.families.pipelines import DiffusionModel
 from expunge.methods.base import Workplace
 from expunge.methods.cross_attention import Rows, projections, prompt_rows
-from expunge.methods.uce import UCE, ridge_edit
+from expunge.methods.uce import UCE, RidgeEdit
 from expunge.parameters import param
 from expunge.problem import Problem
 
@@ -70,17 +70,9 @@ class RECE(UCE):
                     "unrecoverable": unrecoverable(current, originals, concept, found),
                 }
             )
+            edit = RidgeEdit(found, kept, self.ridge, self.erase_scale, self.preserve_scale)
             for layer, weight in zip(layers, current, strict=True):
-                solved = ridge_edit(
-                    weight,
-                    found,
-                    anchor @ weight.T,
-                    kept,
-                    kept @ weight.T,
-                    self.ridge,
-                    self.erase_scale,
-                    self.preserve_scale,
-                )
+                solved = edit(weight, anchor @ weight.T)
                 with torch.no_grad():
                     layer.weight.copy_(solved)
 

@@ -58,20 +58,11 @@ class UCE(Edit):
             family, inner, problem.concept.prompts, problem.concept.anchors, self.tokens
         )
         kept = prompt_rows(family, inner, problem.concept.preserve, problem.concept.preserve, self.tokens)[0]
+        edit = RidgeEdit(concept, kept, self.ridge, self.erase_scale, self.preserve_scale)
         moved = []
         for projection in projections(inner):
             original = projection.weight.detach().double()
-            wanted = self.wanted(original, concept, anchor)
-            solved = ridge_edit(
-                original,
-                concept,
-                wanted,
-                kept,
-                kept @ original.T,
-                self.ridge,
-                self.erase_scale,
-                self.preserve_scale,
-            )
+            solved = edit(original, self.wanted(original, concept, anchor))
             moved.append(float((solved - original).norm() / original.norm()))
             with torch.no_grad():
                 projection.weight.copy_(solved)
@@ -89,21 +80,26 @@ class UCE(Edit):
         return values - (values * own).sum(-1, keepdim=True) * own
 
 
-def ridge_edit(
-    original: Tensor,
-    concept: Tensor,
-    wanted: Tensor,
-    kept: Tensor,
-    kept_values: Tensor,
-    ridge: float,
-    erase_scale: float,
-    preserve_scale: float,
-) -> Tensor:
-    """The `[o, d]` matrix nearest to `original` that maps `concept` (`[n, d]`) to `wanted` (`[n, o]`) and `kept` to its values.
+class RidgeEdit:
+    """What UCE's objective asks of embeddings, ready for any number of matrices: its system is the same for all of them.
 
-    The exact minimum of UCE's objective, in the precision of its arguments.
+    Args:
+        concept: `[n, d]` embeddings to be mapped elsewhere.
+        kept: `[m, d]` embeddings whose values stay.
+        ridge: weight of staying near the original.
+        erase_scale: weight of the concept's embeddings.
+        preserve_scale: weight of the kept ones.
     """
-    identity = torch.eye(original.shape[1], dtype=original.dtype, device=original.device)
-    left = ridge * original + erase_scale * wanted.T @ concept + preserve_scale * kept_values.T @ kept
-    right = ridge * identity + erase_scale * concept.T @ concept + preserve_scale * kept.T @ kept
-    return torch.linalg.solve(right, left.T).T  # `right` is symmetric
+
+    def __init__(
+        self, concept: Tensor, kept: Tensor, ridge: float, erase_scale: float, preserve_scale: float
+    ) -> None:
+        identity = torch.eye(concept.shape[1], dtype=concept.dtype, device=concept.device)
+        self.asked = erase_scale * concept
+        self.staying = ridge * identity + preserve_scale * kept.T @ kept
+        self.factor = torch.linalg.cholesky(self.staying + self.asked.T @ concept)
+
+    def __call__(self, original: Tensor, wanted: Tensor) -> Tensor:
+        """The `[o, d]` matrix nearest to `original` that gives `wanted` (`[n, o]`) for the concept: the exact minimum."""
+        left = original @ self.staying + wanted.T @ self.asked
+        return torch.cholesky_solve(left.T, self.factor).T
