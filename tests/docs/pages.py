@@ -38,7 +38,7 @@ class Block:
 
 def written_pages() -> list[Path]:
     """Every page written by hand: the README, the changelog and the guide."""
-    derived = {ROOT / "docs" / "results.md", ROOT / "docs" / "results-classifiers.md"}
+    derived = set((ROOT / "docs").glob("results*.md"))
     found = [p for p in sorted((ROOT / "docs").rglob("*.md")) if not {"reference", "_build"} & set(p.parts)]
     return [ROOT / "README.md", ROOT / "CHANGELOG.md", *(p for p in found if p not in derived)]
 

@@ -56,7 +56,7 @@ def test_the_first_seeds_images_of_evenly_spaced_rows_are_shown():
     n = 20
     rows = Dataset.from_dict({"id": [str(i) for i in range(n)], "prompt": [f"thing {i}" for i in range(n)]})
     shades = {f"job{k}": np.repeat(np.arange(n, dtype=np.uint8)[:, None], 12, 1) + 100 * k for k in range(2)}
-    problem = SimpleNamespace(splits={"concept": rows, "forget": rows})
+    problem = SimpleNamespace(splits={"concept": rows, "forget": rows}, family=None)
 
     def row(method: str, seed: int, job: str | None) -> SimpleNamespace:
         return SimpleNamespace(problem="p", method=method, label=method, seed=seed, observe=job)

@@ -64,10 +64,9 @@ class DirectionAblation(Tampering):
 
     def run(self, scene: Scene) -> list[Score]:  # noqa: D102
         scores = super().run(scene)
-        rises = [
-            self.recovered(scene, self._ablated(scene, scene.workplace.generator(83, draw))).rise
-            for draw in range(self.draws)
-        ]
+        # The same directions for every model, whatever its seed, so that models are compared and not draws.
+        drawn = [torch.Generator().manual_seed(83 + draw) for draw in range(self.draws)]
+        rises = [self.recovered(scene, self._ablated(scene, generator)).rise for generator in drawn]
         return [*scores, self.score(f"{self.name}-random", row_mean(np.mean(rises, axis=0)))]
 
     def variants(self, scene: Scene) -> Iterator[tuple[float, nn.Module]]:  # noqa: D102
