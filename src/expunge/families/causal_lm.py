@@ -235,7 +235,7 @@ class CausalLM(Family):
         if any(q in self.repeated for q in quantities):
             from expunge.families.repeated import repeated
 
-            drawn = repeated(self, model, asked, batch_size)
+            drawn = repeated(self, model, asked)
             made |= {q: value for q, value in drawn.items() if q in quantities}
         if "text" in quantities:
             prompts, limits = [r.prompt for r in asked], [r.limit for r in asked]

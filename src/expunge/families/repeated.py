@@ -22,7 +22,11 @@ TEMPERATURE, TOP_P = 0.7, 0.9
 """As in the demonstration of UMPIRE (Lau et al. 2026, arXiv:2602.24195)."""
 
 
-def repeated(family: CausalLM, model: nn.Module, asked: Sequence[Request], batch_size: int) -> dict[str, Any]:
+AT_ONCE = 64
+"""Answers that are drawn together, however evidence is batched: one stream of noise is shared by a batch."""
+
+
+def repeated(family: CausalLM, model: nn.Module, asked: Sequence[Request]) -> dict[str, Any]:
     """The quantities in `CausalLM.repeated`: of each of n questions k answers, `family.generation.samples`.
 
     Drawn at temperature 0.7 among the tokens that make up 0.9 of the probability; likelihoods are the model's own, at
@@ -35,7 +39,7 @@ def repeated(family: CausalLM, model: nn.Module, asked: Sequence[Request], batch
     for limit in sorted({one.limit for one in asked}):
         rows = [row for row, one in enumerate(asked) if one.limit == limit]
         prompts = [asked[row].prompt for row in rows for _ in range(k)]
-        drawn = sample(family, model, prompts, limit, generator, TEMPERATURE, batch_size, TOP_P)
+        drawn = sample(family, model, prompts, limit, generator, TEMPERATURE, AT_ONCE, TOP_P)
         for place, tokens in enumerate(drawn):
             said[rows[place // k] * k + place % k] = tokens
     logp, states = [], []
