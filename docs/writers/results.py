@@ -17,6 +17,7 @@ COLUMNS = (
     ("in-domain-retain-accuracy", "test"), ("cross-domain-retain-accuracy", "test"), ("frechet-distance", "test"),
     *((f"{attack}-{when}-asr", "concept") for attack in ("unlearndiffatk", "p4d", "ring-a-bell", "concept-inversion")
       for when in ("pre", "post")),
+    ("undesired-rate", "samples"), ("coverage", "test"), ("coverage", "concept"),
     ("corrected-accuracy", "affected"), ("manipulation-success", "attacked"), ("mia-loss-logistic", "forget"),
     ("average-gap", "run"), ("passes-ratio", "run"),
 )  # fmt: skip
