@@ -10,6 +10,7 @@ import torch
 
 from expunge.errors import BadInput
 from expunge.evidence import collect
+from expunge.families import Diffusion
 from expunge.families.pipelines import DiffusionModel, cross_attention
 from expunge.methods import METHODS
 from expunge.methods.base import Workplace
@@ -87,6 +88,27 @@ def test_uce_maps_the_concept_and_keeps_the_others(problem: Problem) -> None:
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {n for n in before if n.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))}
     assert "6 projections" in made.notes[0]
+
+
+@pytest.mark.parametrize(("ridge", "preserve_scale"), [(0.1, 1.0), (0.1, 100.0), (10.0, 1.0)])
+def test_other_prompts_move_no_further_than_is_said(
+    problem: Problem, ridge: float, preserve_scale: float
+) -> None:
+    concept, family, target = problem.concept, problem.family, problem.target
+    assert concept is not None and isinstance(family, Diffusion) and isinstance(target, DiffusionModel)
+    model = UCE(tokens="all", ridge=ridge, preserve_scale=preserve_scale).forget(problem).model
+    assert isinstance(model, DiffusionModel)
+    asked, anchors = prompt_rows(family, target, concept.prompts, concept.anchors, "all")
+    kept, unrelated = prompt_rows(
+        family, target, concept.preserve, ["left right blue"] * len(concept.preserve), "all"
+    )
+    for before, after in zip(projections(target), projections(model), strict=True):
+        original = before.weight.detach().double()
+        moved = after.weight.detach().double() - original
+        edit = float(((asked - anchors) @ original.T).square().sum())
+        assert float((kept @ moved.T).square().sum()) <= edit / preserve_scale
+        lengths = unrelated.square().sum(1)
+        assert bool(((unrelated @ moved.T).square().sum(1) <= edit / ridge * lengths).all())
 
 
 def test_a_stiff_ridge_changes_nothing_much(problem: Problem) -> None:

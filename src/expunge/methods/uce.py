@@ -24,6 +24,10 @@ class UCE(Edit):
     over embeddings c of the concept's prompts, g of their anchors and r of prompts to preserve; solved exactly in float64:
     ``W = (ridge W0 + e sum W0 g c^T + p sum W0 r r^T) (ridge I + e sum c c^T + p sum r r^T)^-1``.
 
+    How far others move is bounded by what the edit moves, ``E = sum |W0 (c - g)|^2``: together the preserved embeddings by
+    ``sum |(W - W0) r|^2 <= e/p E``, and any embedding x by ``|(W - W0) x|^2 <= e/ridge E |x|^2``, since no solution is worse
+    than W0 itself.
+
     Only the ratio of scales to ridge matters, and it should be read against the embeddings' squared length: CLIP's are
     near 700, so that the default ridge hardly holds anything back. Other wordings of the concept are not touched.
 
