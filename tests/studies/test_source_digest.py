@@ -34,7 +34,9 @@ def test_a_file_of_a_user_is_followed_into_the_package(tmp_path: Path) -> None:
 def test_every_item_has_a_fingerprint() -> None:
     from expunge.studies.graph import source_digest
 
-    digests = {name: source_digest(cls) for name, cls in METHODS.items()}
+    # Other tests of the same process may have registered methods of files that are gone by now.
+    ours = {name: cls for name, cls in METHODS.items() if cls.__module__.startswith("expunge.")}
+    digests = {name: source_digest(cls) for name, cls in ours.items()}
     # Two methods of one file share its fingerprint; the name tells them apart.
-    assert len(set(digests.values())) == len({cls.__module__ for _, cls in METHODS.items()})
+    assert len(set(digests.values())) == len({cls.__module__ for cls in ours.values()}) > 60
     assert all(len(source_digest(metric.function)) == 20 for _, metric in METRICS.items())
