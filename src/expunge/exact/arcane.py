@@ -64,7 +64,7 @@ class ARCANE(Method, Training):
     epochs: int = param(60, "passes over the rows of a class", source="ours: enough on digits", ge=1)
     lr: float = param(0.003, "learning rate", source="ours", ge=0)
     batch_size: int = param(16, "examples per optimizer step", source="ours: classes are small", ge=1)
-    optimizer: Literal["sgd", "adam", "adamw"] = param(
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = param(
         "adam", "update rule", source="ours: distances differ in scale between networks"
     )
     weight_decay: float = param(

@@ -59,7 +59,7 @@ class Amnesiac(Objective):
 
     epochs: int = param(3, "passes over the data", source="reference code of bad teacher: 3", ge=0)
     lr: float = param(1e-4, "learning rate", source="reference code of bad teacher: 1e-4", ge=0)
-    optimizer: Literal["sgd", "adam", "adamw"] = param(
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = param(
         "adam", "update rule", source="reference code of bad teacher: Adam"
     )
     weight_decay: float = param(

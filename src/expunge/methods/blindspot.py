@@ -49,7 +49,9 @@ class Blindspot(Objective):
     )
     epochs: int = param(1, "passes over the data", source="reference code: 1", ge=0)
     lr: float = param(1e-3, "learning rate", source="reference code: 1e-3", ge=0)
-    optimizer: Literal["sgd", "adam", "adamw"] = param("adam", "update rule", source="reference code: Adam")
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = param(
+        "adam", "update rule", source="reference code: Adam"
+    )
     weight_decay: float = param(
         0.0, "L2 coefficient (decoupled for adamw)", source="reference code: none", ge=0
     )

@@ -48,7 +48,9 @@ class ConceptAblation(Objective):
     lr: float = param(
         2e-6, "learning rate", source="reference code, before its factor of batch size times devices", ge=0
     )
-    optimizer: Literal["sgd", "adam", "adamw"] = param("adamw", "update rule", source="reference code")
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = param(
+        "adamw", "update rule", source="reference code"
+    )
 
     def passes(self, epoch: int) -> list[Pass]:  # noqa: D102
         return [Pass("forget")]

@@ -90,7 +90,9 @@ class DMM(Objective):
     )
     epochs: int = param(20, "passes over forget rows and R", source="ours; reference code: 5", ge=0)
     lr: float = param(2e-3, "learning rate", source="ours; reference code: 5e-4", ge=0)
-    optimizer: Literal["sgd", "adam", "adamw"] = param("adam", "update rule", source="reference code: Adam")
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = param(
+        "adam", "update rule", source="reference code: Adam"
+    )
     weight_decay: float = param(
         0.0, "L2 coefficient (decoupled for adamw)", source="reference code: none", ge=0
     )

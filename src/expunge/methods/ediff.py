@@ -91,7 +91,9 @@ class EDiff(Substituted):
         1, "passes over the forget set that find h*", source="UnlearnCanvas' port", ge=1
     )
     lr: float = param(1e-5, "learning rate", source="UnlearnCanvas' port", ge=0)
-    optimizer: Literal["sgd", "adam", "adamw"] = param("adam", "update rule", source="reference code")
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = param(
+        "adam", "update rule", source="reference code"
+    )
     weight_decay: float = param(0.0, "L2 coefficient", source="reference code", ge=0)
 
     def passes(self, epoch: int) -> list[Pass]:  # noqa: D102

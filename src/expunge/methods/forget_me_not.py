@@ -58,7 +58,9 @@ class ForgetMeNot(Objective):
         35, "passes over the forget set", source="reference code: 35 steps of a few images", ge=0
     )
     lr: float = param(2e-6, "learning rate", source="reference code", ge=0)
-    optimizer: Literal["sgd", "adam", "adamw"] = param("adamw", "update rule", source="reference code")
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = param(
+        "adamw", "update rule", source="reference code"
+    )
 
     def passes(self, epoch: int) -> list[Pass]:  # noqa: D102
         return [Pass("forget")]

@@ -73,7 +73,9 @@ class O3(Method, Training):
     epochs: int = param(15, "passes over the forget set", source="reference code: 15", ge=0)
     lr: float = param(1e-3, "learning rate", source="ours: small models; reference code, 7B: 3e-4", ge=0)
     batch_size: int = param(16, "examples per optimizer step", source="ours; reference code: 128", ge=1)
-    optimizer: Literal["sgd", "adam", "adamw"] = param("adamw", "update rule", source="reference code: AdamW")
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = param(
+        "adamw", "update rule", source="reference code: AdamW"
+    )
     weight_decay: float = param(0.0, "L2 coefficient (decoupled for adamw)", source="ours", ge=0)
 
     def produce(self, problem: Problem, model: nn.Module, workplace: Workplace) -> nn.Module:  # noqa: D102

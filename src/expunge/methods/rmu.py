@@ -82,7 +82,9 @@ class RMU(RetainTerm):
         "activations", "what holds the retain set", source="reference code: activations"
     )
     lr: float = param(5e-5, "learning rate", source="reference code: 5e-5", ge=0)
-    optimizer: Literal["sgd", "adam", "adamw"] = param("adamw", "update rule", source="reference code")
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = param(
+        "adamw", "update rule", source="reference code"
+    )
     batch_size: int = param(4, "examples per optimizer step", source="reference code: 4", ge=1)
 
     def references(self) -> tuple[Split, ...]:

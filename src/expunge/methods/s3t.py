@@ -87,7 +87,7 @@ class S3T(Method, Training):
     )
     lr: float = param(0.01, "learning rate", source="ours: base and data are small; the paper has 1e-4", ge=0)
     batch_size: int = param(16, "examples per optimizer step", source="ours: slices are small", ge=1)
-    optimizer: Literal["sgd", "adam", "adamw"] = param(
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = param(
         "adamw", "update rule", source="customary for adapters"
     )
     weight_decay: float = param(

@@ -68,7 +68,7 @@ class Scrub(Objective):
     )
     epochs: int = param(10, "passes over the data", source="reference code, small setting: 10", ge=0)
     lr: float = param(5e-4, "learning rate", source="reference code: 5e-4", ge=0)
-    optimizer: Literal["sgd", "adam", "adamw"] = param(
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = param(
         "adam", "update rule", source="reference code, small setting"
     )
     weight_decay: float = param(

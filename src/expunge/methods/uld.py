@@ -82,7 +82,9 @@ class ULD(Method, Training):
     batch_size: int = param(
         16, "examples per optimizer step", source="reference code: 8, accumulated twice", ge=1
     )
-    optimizer: Literal["sgd", "adam", "adamw"] = param("adamw", "update rule", source="reference code: AdamW")
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = param(
+        "adamw", "update rule", source="reference code: AdamW"
+    )
     weight_decay: float = param(
         0.01, "L2 coefficient (decoupled for adamw)", source="reference code: 0.01", ge=0
     )

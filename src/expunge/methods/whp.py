@@ -97,7 +97,7 @@ class WHP(Method, Training):
     )
     lr: float = param(1e-3, "learning rate", source="ours: small models; the paper, 7B: 1e-6", ge=0)
     batch_size: int = param(16, "examples per optimizer step", source="ours", ge=1)
-    optimizer: Literal["sgd", "adam", "adamw"] = param("adamw", "update rule", source="customary")
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = param("adamw", "update rule", source="customary")
     weight_decay: float = param(0.0, "L2 coefficient (decoupled for adamw)", source="ours", ge=0)
     lora: LoRA | None = param(
         None, "train the labels into low-rank adapters and merge them; None trains the weights", source="ours"
