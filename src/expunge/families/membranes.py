@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from expunge.errors import BadInput
 from expunge.families.gated import Request
 from expunge.families.models import Architecture, Composed, Past, architecture_of, clone
 from expunge.families.pipelines import DiffusionModel
@@ -198,9 +199,8 @@ class Permeable(Composed):
                 weight += membrane.change(name).to(weight)
         return made
 
-    def logits(self, inputs: Mapping[str, Tensor], keep: int | None, past: Past | None = None) -> Tensor:
-        """It has none."""
-        raise NotImplementedError("a denoiser has no logits")
+    def logits(self, inputs: Mapping[str, Tensor], keep: int | None, past: Past | None = None) -> Tensor:  # noqa: D102
+        raise BadInput("a diffusion model has no logits; call it with noisy latents, timesteps and token ids")
 
     def architecture(self, known: Architecture | None) -> Architecture | None:  # noqa: D102
         base = architecture_of(self.target, known)
