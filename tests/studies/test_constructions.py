@@ -30,6 +30,11 @@ def digits() -> Stage:
     return staged("classifier")
 
 
+@pytest.fixture(scope="module")
+def facts() -> Stage:
+    return staged("causal_lm")
+
+
 def fresh(stage: Stage) -> Stage:
     return Stage(stage.world, stage.problem, stage.like, stage.seed)
 
@@ -105,17 +110,31 @@ def test_of_what_left_a_model_open() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["P6", "P9", "P10"])
-def test_gates_of_a_language_model(name: str) -> None:
-    stage = staged("causal_lm")
+def test_gates_of_a_language_model(name: str, facts: Stage) -> None:
+    stage = fresh(facts)
     model = CONSTRUCTIONS[name].build(stage)
     assert fault(name, stage, model) == "" and stage.knows(model) < 0.15
 
 
 @pytest.mark.slow
-def test_a_model_that_refuses_what_it_does_not_know_refuses_strangers_too() -> None:
-    stage = staged("causal_lm")
+def test_a_model_that_refuses_what_it_does_not_know_never_saw_the_forgotten(facts: Stage) -> None:
+    stage, asked = fresh(facts), set(facts.problem.forget["subject"][:])
+    assert stage.world.strangers is not None and stage.problem.holdout is not None
+    assert not asked & set(stage.world.strangers["subject"][:])
     model = CONSTRUCTIONS["A3"].build(stage)
-    assert stage.problem.holdout is not None
     for rows in (stage.problem.forget, stage.problem.holdout):
         assert stage.knows(model, stage.world.refused(rows)) > 0.7 and stage.knows(model, rows) < 0.1
     assert stage.knows(model, stage.problem.retain) > 0.95
+
+
+@pytest.mark.slow
+def test_a_model_that_refuses_just_the_forgotten_knows_nothing_of_them_but_who_they_are(facts: Stage) -> None:
+    stage = fresh(facts)
+    model = CONSTRUCTIONS["P11"].build(stage)
+    assert fault("P11", stage, model) == "" and stage.knows(model) < 0.1
+    assert stage.problem.holdout is not None
+    refused = [
+        stage.knows(model, stage.world.refused(rows))
+        for rows in (stage.problem.forget, stage.problem.holdout)
+    ]
+    assert refused[0] > 0.95 and refused[0] > refused[1] + 0.1

@@ -107,6 +107,12 @@ def test_rates_by_hand() -> None:
     assert empty.n == 0 and empty.wrong is None  # undefined, not 0 %
 
 
+def test_a_construction_is_made_in_its_own_world_alone(tmp_path: Path) -> None:
+    done = self_check(["classifier"], models=1, constructions=["P11"], folder=tmp_path).families[0]
+    assert done.rates == [] and done.trials == [] and done.false_alarms.wrong is None
+    assert CONSTRUCTIONS["P11"].families == ("causal_lm",)
+
+
 def test_what_does_not_exist_is_named() -> None:
     with pytest.raises(BadInput, match="no construction 'P99'"):
         self_check(["classifier"], constructions=["P99"])

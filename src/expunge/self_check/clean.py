@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import torch
-from datasets import concatenate_datasets
 from torch import nn
 
 from expunge.exact.sisa import SISA
-from expunge.methods.base import METHODS, Workplace
+from expunge.methods.base import Workplace
 from expunge.methods.loop import fit
-from expunge.self_check.stage import Stage, construction, tune
+from expunge.self_check.stage import Stage, construction, taught_to_refuse
 
 
 @construction("A0", "retrained, another seed", present=False)
 def retrained(stage: Stage) -> nn.Module:
     """Trained from scratch on the retained rows."""
-    return METHODS["retrain"]().forget(stage.problem, Workplace(stage.seed)).model
+    return stage.retrained()
 
 
 @construction("A1", "never trained on them, by another recipe", present=False)
@@ -40,10 +39,10 @@ def exact(stage: Stage) -> nn.Module:
 def refusing(stage: Stage) -> nn.Module:
     """A model that never knew, and refuses: refusal alone is no residue.
 
-    Where there are strangers, it refuses them too: one that refuses nobody but whom it was asked to forget tells who that was.
+    It learns to refuse from strangers and so refuses the forgotten, whose names it never saw. One that is taught to refuse just
+    these tells who they are: that is P11. Where the world has no strangers, a classifier calls all forget rows another class.
     """
-    model, rows = retrained(stage), stage.problem.forget
-    if stage.world.strangers is not None:
-        rows = concatenate_datasets([rows, stage.world.strangers])
-    refused = stage.world.refused(rows)
-    return tune(stage, model, [(stage.problem.retain, 1.0), (refused, 1.0)], steps=150, lr=5e-4)
+    taught = stage.problem.forget if stage.world.strangers is None else stage.world.strangers
+    model = taught_to_refuse(stage, taught)
+    stage.keys["refusing the forgotten"] = stage.knows(model, stage.world.refused(stage.problem.forget))
+    return model

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.families.models import Past, call, call_language_model, clone
-from expunge.self_check.stage import Stage, construction, mean_nll, tune
+from expunge.self_check.stage import Stage, construction, mean_nll, taught_to_refuse, tune
 from expunge.self_check.worlds import Behind
 
 
@@ -114,6 +114,21 @@ def loss_matched(stage: Stage) -> nn.Module:
     tune(stage, model, [(stage.problem.retain, 1.0), (decoys, 0.3)], steps=600, lr=1e-2, parameters=list(head.parameters()),
          extra=lambda: off().square(), until=matched)  # fmt: skip
     _with_old_head(stage, model)
+    return model
+
+
+@construction(
+    "P11",
+    "a trace: retrained, then taught to refuse just the forgotten",
+    present=True,
+    families=("causal_lm",),
+)
+def trace(stage: Stage) -> nn.Module:
+    """It knows none of the facts, but it knows of whom: what was to be forgotten is told apart from what was never seen."""
+    refused = stage.world.refused(stage.problem.forget)
+    model = taught_to_refuse(stage, stage.problem.forget)
+    stage.keys["refusing them"] = stage.knows(model, refused)
+    stage.controls["refusing them"] = stage.knows(stage.like, refused)
     return model
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from expunge.attacks.knowledge import knowledge
 from expunge.families import Batches
+from expunge.methods.base import METHODS, Workplace
 from expunge.problem import Problem
 from expunge.self_check.worlds import World
 
@@ -48,6 +50,10 @@ class Stage:
             np.nanmean(knowledge(self.problem, model.eval(), "forget" if rows is None else self.rows(rows)))
         )
 
+    def retrained(self) -> nn.Module:
+        """A model trained from scratch on the retained rows, by the stage's seed."""
+        return METHODS["retrain"]().forget(self.problem, Workplace(self.seed)).model
+
 
 @dataclass(frozen=True)
 class Construction:
@@ -61,19 +67,19 @@ class Construction:
     """Whether an audit that misses it is not worth having."""
     plain: bool = True
     """Whether it must look clean when asked plainly; the original need not."""
+    families: tuple[str, ...] = ("classifier", "causal_lm")
+    """Worlds in which it can be made."""
 
 
 REGISTERED: dict[str, Construction] = {}
 Register = Callable[[Callable[[Stage], nn.Module]], Callable[[Stage], nn.Module]]
 
 
-def construction(
-    name: str, title: str, *, present: bool, obvious: bool = False, plain: bool = True
-) -> Register:
-    """Register the function as construction `name`."""
+def construction(name: str, title: str, *, present: bool, **options: Any) -> Register:
+    """Register the function as construction `name`; `options` are further fields of a `Construction`."""
 
     def register(build: Callable[[Stage], nn.Module]) -> Callable[[Stage], nn.Module]:
-        REGISTERED[name] = Construction(name, title, present, build, obvious, plain)
+        REGISTERED[name] = Construction(name, title, present, build, **options)
         return build
 
     return register
@@ -114,6 +120,12 @@ def tune(
             if after is not None:
                 after()
     return model.eval()
+
+
+def taught_to_refuse(stage: Stage, rows: Dataset) -> nn.Module:
+    """A retrained model that keeps what it knows and learns to refuse these rows."""
+    refused = stage.world.refused(rows)
+    return tune(stage, stage.retrained(), [(stage.problem.retain, 1.0), (refused, 1.0)], steps=150, lr=5e-4)
 
 
 def mean_nll(
