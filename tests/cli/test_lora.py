@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from expunge.data.checkpoints import load_checkpoint
-from expunge.families.models import fingerprint, load_folder
+from expunge.families.models import fingerprint
+from expunge.families.weights import load_folder
 from expunge.record import ScoreFile
 from expunge.studies.study import run_study
 from expunge.testing.problems import tiny_problem

@@ -20,7 +20,7 @@ from expunge.data.specification import ProblemSpec
 from expunge.data.worlds.reviews import reviews, word_tokenizer
 from expunge.errors import BadInput, Missing
 from expunge.families import Classifier, Regressor, Text
-from expunge.families.models import save_model
+from expunge.families.weights import save_model
 from expunge.files import canonical_json
 from expunge.problem import Problem
 

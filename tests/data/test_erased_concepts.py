@@ -85,7 +85,7 @@ def test_a_concept_is_erased_and_plain_diffusers_reads_the_rest(
     torch.testing.assert_close(images(made, "red"), images(made, "red"))
     assert not torch.allclose(images(made, "red"), images(stable_diffusion, "red"))
     model, _, _ = load_pipeline(made)
-    from expunge.families.models import load_folder
+    from expunge.families.weights import load_folder
 
     again, _, record = load_folder(tmp_path / "out")
     assert record["method"] == method
@@ -166,7 +166,7 @@ def test_gates_of_a_saved_model_are_those_of_a_pipeline_with_that_weight(
     from expunge.families import restore_family
     from expunge.families.denoising import sample_latents
     from expunge.families.membranes import Permeable
-    from expunge.families.models import load_folder
+    from expunge.families.weights import load_folder
 
     assert forget(stable_diffusion, tmp_path / "out", "--method", "spm", *settings("spm")).exit_code == 0
     model, _, record = load_folder(tmp_path / "out")
@@ -218,7 +218,8 @@ def test_what_is_changed_while_drawing_is_no_pipeline(
     assert not (tmp_path / "out" / "pipeline").exists()
     from expunge.families import Diffusion
     from expunge.families.denoising import sample, starting_noise
-    from expunge.families.models import innermost, load_folder
+    from expunge.families.models import innermost
+    from expunge.families.weights import load_folder
 
     model, _, record = load_folder(tmp_path / "out")
     base, _, _ = load_pipeline(stable_diffusion)

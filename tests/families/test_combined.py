@@ -11,7 +11,8 @@ from expunge.data.checkpoints import load_checkpoint
 from expunge.errors import BadInput
 from expunge.evidence import collect
 from expunge.families.combined import Combined, Difference, Generic, Mean
-from expunge.families.models import MLP, Architecture, call, clone, load_folder, save_model
+from expunge.families.models import MLP, Architecture, call, clone
+from expunge.families.weights import load_folder, save_model
 from expunge.testing import tiny_problem
 
 

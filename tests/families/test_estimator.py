@@ -24,7 +24,8 @@ from expunge.evidence import collect
 from expunge.families import Architecture, Table
 from expunge.families.estimator import Labels, Probabilities, Scores, Values, of_classes
 from expunge.families.fitted import ESTIMATORS, FittedModel, answers_of, estimator_class
-from expunge.families.models import fingerprint, load_folder, save_model
+from expunge.families.models import fingerprint
+from expunge.families.weights import load_folder, save_model
 from expunge.problem import Problem, Training
 from expunge.testing import check_family
 

@@ -11,16 +11,8 @@ from torch import nn
 from expunge.errors import BadInput, Missing
 from expunge.families import Architecture, Batch, Classifier, Images, Table, metered
 from expunge.families.base import as_positions, block_names
-from expunge.families.models import (
-    call,
-    clone,
-    fingerprint,
-    load_folder,
-    load_weights,
-    read_weights,
-    save_model,
-    save_weights,
-)
+from expunge.families.models import call, clone, fingerprint
+from expunge.families.weights import load_folder, load_weights, read_weights, save_model, save_weights
 
 IMAGE, TEXT = "image-classification", "sequence-classification"
 SIZES = {

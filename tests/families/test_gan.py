@@ -18,7 +18,8 @@ from expunge.evidence import collect
 from expunge.families import Batches, Gan, Images
 from expunge.families.coverage import near_real
 from expunge.families.generators import GAN
-from expunge.families.models import clone, load_folder, save_model
+from expunge.families.models import clone
+from expunge.families.weights import load_folder, save_model
 from expunge.methods.base import METHODS
 from expunge.problem import Problem
 from expunge.testing import check_family

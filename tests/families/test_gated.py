@@ -8,7 +8,8 @@ from sklearn.metrics import roc_auc_score
 from expunge.errors import BadInput
 from expunge.evidence import collect
 from expunge.families.gated import Gate, Gated, Request, likeness, visible, visible_means
-from expunge.families.models import call_language_model, clone, load_folder, save_model
+from expunge.families.models import call_language_model, clone
+from expunge.families.weights import load_folder, save_model
 from expunge.testing import tiny_problem
 
 BLOCKS = ["model.layers.0", "model.layers.1"]

@@ -16,8 +16,8 @@ from expunge.data.checkpoints import load_diffusion
 from expunge.errors import BadInput
 from expunge.families import Diffusion
 from expunge.families.denoising import sample, starting_noise
-from expunge.families.models import load_folder
 from expunge.families.two_encoders import TwoEncoderModel
+from expunge.families.weights import load_folder
 from expunge.testing.pictures import tokenizer
 
 TOKENS = 8

@@ -10,7 +10,8 @@ from sklearn.metrics import roc_auc_score
 from expunge.errors import BadInput
 from expunge.evidence import collect
 from expunge.families.gated import Gated
-from expunge.families.models import fingerprint, load_folder, save_model
+from expunge.families.models import fingerprint
+from expunge.families.weights import load_folder, save_model
 from expunge.methods import Workplace
 from expunge.methods.o3 import O3, hidden_of, others, overlap
 from expunge.testing import tiny_problem

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from expunge.errors import BadInput
 from expunge.families import Architecture
 from expunge.families.combined import Combined
-from expunge.families.models import clone, load_folder, save_model
+from expunge.families.models import clone
+from expunge.families.weights import load_folder, save_model
 from expunge.methods import Workplace
 from expunge.methods.lora import LoRA
 from expunge.methods.s3t import S3T, PrefixTree, layer_groups

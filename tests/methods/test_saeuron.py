@@ -15,8 +15,9 @@ from expunge.evidence import collect
 from expunge.families import Diffusion
 from expunge.families.base import captured
 from expunge.families.denoising import sample, starting_noise
-from expunge.families.models import innermost, load_folder, save_model
+from expunge.families.models import innermost
 from expunge.families.sparse_features import Ablated, SparseAutoencoder
+from expunge.families.weights import load_folder, save_model
 from expunge.methods.base import FILTERED, Forgotten, Workplace
 from expunge.methods.saeuron import SAeUron, highest, last_attention, scores
 from expunge.methods.sparse_training import SparseRecipe, fit_autoencoder, largest

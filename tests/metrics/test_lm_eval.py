@@ -129,7 +129,7 @@ def study(problem: Problem, tasks: Path) -> dict[str, Any]:
 def test_a_study_asks_every_language_model(study, tasks, tmp_path):
     """Each model has the scores that it has by itself, from a job of its own; again, nothing is computed."""
     from expunge.evidence.lm_eval import task_scores
-    from expunge.families.models import load_folder
+    from expunge.families.weights import load_folder
     from expunge.studies.graph import build_graph
     from expunge.studies.jobs import Store
     from expunge.studies.spec import StudySpec

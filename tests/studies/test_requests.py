@@ -11,7 +11,7 @@ import torch
 import expunge
 from expunge.data.specification import ProblemSpec
 from expunge.errors import BadInput
-from expunge.families.models import load_folder
+from expunge.families.weights import load_folder
 from expunge.methods.base import Workplace
 from expunge.studies.graph import build_graph
 from expunge.studies.jobs import Store

@@ -7,7 +7,7 @@ from pathlib import Path
 import expunge
 from expunge.methods import METHODS
 from expunge.metrics.base import METRICS
-from expunge.studies.graph import _add_imports
+from expunge.studies.sources import _add_imports
 
 
 def files_of(path: str) -> set[str]:
@@ -32,7 +32,7 @@ def test_a_file_of_a_user_is_followed_into_the_package(tmp_path: Path) -> None:
 
 
 def test_every_item_has_a_fingerprint() -> None:
-    from expunge.studies.graph import source_digest
+    from expunge.studies.sources import source_digest
 
     # Other tests of the same process may have registered methods of files that are gone by now.
     ours = {name: cls for name, cls in METHODS.items() if cls.__module__.startswith("expunge.")}

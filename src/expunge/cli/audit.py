@@ -241,7 +241,7 @@ def _guarantees(
 def _load(reference: str, problem: Problem, allow_pickle: bool, base: str | None = None) -> nn.Module:
     """A model by folder or hub id, adapters on `base`, or a file of weights for the problem's own architecture."""
     from expunge.data.checkpoints import load_checkpoint
-    from expunge.families.models import load_weights, read_weights
+    from expunge.families.weights import load_weights, read_weights
 
     path = Path(reference).expanduser()
     if path.is_file():

@@ -80,9 +80,10 @@ def forget(
     from expunge import api
     from expunge.families import Diffusion
     from expunge.families.membranes import Permeable
-    from expunge.families.models import innermost, save_model
+    from expunge.families.models import innermost
     from expunge.families.pipelines import save_pipeline, save_pipeline_adapter
     from expunge.families.sparse_features import Ablated
+    from expunge.families.weights import save_model
     from expunge.files import folder_atomic
     from expunge.methods import distributed
     from expunge.methods.footprint import footprint

@@ -17,8 +17,9 @@ from expunge.errors import BadInput, Missing
 from expunge.extras import load_extra
 from expunge.families import Architecture, Classifier, Diffusion, Family, Regressor, restore_family
 from expunge.families.fitted import Answers, FittedModel, answers_of, json_options, unpickled
-from expunge.families.models import AUTO_CLASSES, fingerprint, load_folder, load_weights, read_weights
+from expunge.families.models import AUTO_CLASSES, fingerprint
 from expunge.families.pipelines import load_pipeline
+from expunge.families.weights import load_folder, load_weights, read_weights
 from expunge.files import read_json
 from expunge.parameters import Parameters
 

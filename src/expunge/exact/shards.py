@@ -23,7 +23,8 @@ from expunge.exact.rows import RowFolder, Slice
 from expunge.exact.sisa import SISA, together
 from expunge.exact.stages import Stages, Weights, in_order, visits
 from expunge.families import restore_family
-from expunge.families.models import fingerprint, load_folder, save_model
+from expunge.families.models import fingerprint
+from expunge.families.weights import load_folder, save_model
 from expunge.files import folder_atomic, read_json, write_atomic
 from expunge.methods.base import Workplace
 from expunge.problem import Problem

@@ -14,14 +14,7 @@ from torch import Tensor, nn
 
 from expunge.errors import BadInput, did_you_mean
 from expunge.families.base import wide
-from expunge.families.models import (
-    Architecture,
-    Composed,
-    Past,
-    architecture_of,
-    call,
-    call_language_model,
-)
+from expunge.families.models import Architecture, Composed, Past, architecture_of, call, call_language_model
 from expunge.parameters import Parameters
 
 

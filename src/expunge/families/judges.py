@@ -49,7 +49,7 @@ class Judge:
     def _loaded(self) -> tuple[torch.nn.Module, Any]:
         # The loaders know all families, this one included.
         from expunge.families import Classifier, restore_family
-        from expunge.families.models import load_folder
+        from expunge.families.weights import load_folder
 
         folder = cached(self.folder)
         if (folder / "config.json").is_file():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from expunge.errors import BadInput
 from expunge.extras import load_extra
-from expunge.families.models import read_weights
+from expunge.families.weights import read_weights
 from expunge.files import cached
 
 if TYPE_CHECKING:

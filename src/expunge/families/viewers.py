@@ -14,7 +14,7 @@ from torch import Tensor
 from expunge.errors import BadInput
 from expunge.extras import load_extra
 from expunge.families.images import Images
-from expunge.families.models import read_weights
+from expunge.families.weights import read_weights
 
 BATCH = 64
 

@@ -16,7 +16,8 @@ from torch import nn
 from expunge.errors import BadInput, ExpungeError
 from expunge.exact.rows import Slice
 from expunge.exact.shards import ShardedModel
-from expunge.families.models import clone, load_folder, load_weights, read_weights, save_model
+from expunge.families.models import clone
+from expunge.families.weights import load_folder, load_weights, read_weights, save_model
 from expunge.files import canonical_json, dataset_digest, digest, folder_atomic, read_json, write_atomic
 from expunge.ledger.erasure import erase, remove
 from expunge.ledger.worker import Effect, Executor

@@ -25,8 +25,8 @@ from expunge.self_check.stage import CLEAN, CONTROL, KEY, Construction, Stage
 from expunge.self_check.worlds import WORLDS, World
 from expunge.stats.intervals import clopper_pearson
 from expunge.studies.claim_findings import left_open
-from expunge.studies.graph import code_digest
 from expunge.studies.kept import Kept
+from expunge.studies.sources import code_digest
 from expunge.studies.spec import find_attack
 
 LIKE, CALIBRATION, POOL = 900_001, 910_000, 920_000

@@ -25,8 +25,8 @@ from expunge.methods.base import Method, Workplace
 from expunge.metrics.base import Metric
 from expunge.problem import Problem
 from expunge.record import Score
-from expunge.studies.graph import code_digest, source_digest
 from expunge.studies.jobs import TRANSCRIPTS, write_transcripts
+from expunge.studies.sources import code_digest, source_digest
 from expunge.studies.spec import find_attack
 
 Progress = Callable[[str], None]

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-import expunge
 from expunge.attacks import Attack, fitting_attacks
 from expunge.errors import BadInput, Missing, did_you_mean
 from expunge.families.models import fingerprint
@@ -21,6 +18,7 @@ from expunge.methods.base import METHODS, Method
 from expunge.metrics.base import Metric, standard_metrics
 from expunge.metrics.base import chosen_metrics as metrics_named
 from expunge.problem import Problem
+from expunge.studies.sources import code_digest, source_digest
 from expunge.studies.spec import AttackSpec, MethodSpec, StudySpec
 
 PICTURED = 256
@@ -389,52 +387,3 @@ def quantities(metrics: list[Metric], problem: Problem, roles: tuple[str, ...]) 
                 "image"
             )  # it is drawn anyway, for judges to look at; the app sets two models' side by side
     return wanted
-
-
-@cache
-def code_digest(*places: str) -> str:
-    """Fingerprint of the package's own source files under `places`: changed code must not meet old results."""
-    root = Path(expunge.__file__).parent
-    hasher = hashlib.sha256()
-    for place in places:
-        path = root / place
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            hasher.update(file.read_bytes())
-    return hasher.hexdigest()[:20]
-
-
-@cache
-def source_digest(item: type[Method] | type[Attack] | Callable[..., Any]) -> str:
-    """Fingerprint of the file that defines `item`, of those of its bases, and of what they import of the package."""
-    import inspect
-
-    core = (Method, Attack)
-    classes = [c for c in item.__mro__ if issubclass(c, core)] if isinstance(item, type) else [item]
-    files: dict[Path, None] = {}
-    for one in classes:
-        _add_imports(Path(inspect.getfile(one)), files)
-    hasher = hashlib.sha256()
-    for file in sorted(files):
-        hasher.update(file.read_bytes())
-    return hasher.hexdigest()[:20]
-
-
-_FOLLOWED = ("attacks", "data", "exact", "find", "methods", "metrics", "oracles", "stats")
-"""Rooms whose code can be part of what an item computes; the core has fingerprints of its own."""
-
-
-def _add_imports(file: Path, found: dict[Path, None]) -> None:
-    """Add `file` and the modules of the followed rooms that it imports, and those that they import."""
-    if file in found:
-        return
-    found[file] = None
-    for imported in _imports(file):
-        _add_imports(imported, found)
-
-
-@cache
-def _imports(file: Path) -> list[Path]:
-    root = Path(expunge.__file__).parent
-    modules = re.findall(r"^\s*from expunge\.([\w.]+) import", file.read_text(), re.MULTILINE)
-    files = [root.joinpath(*module.split(".")).with_suffix(".py") for module in modules]
-    return [f for f in files if f.relative_to(root).parts[0] in _FOLLOWED and f.is_file()]

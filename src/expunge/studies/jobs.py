@@ -18,7 +18,8 @@ from expunge.errors import Missing
 from expunge.evidence import Evidence, collect
 from expunge.families import Architecture
 from expunge.families.base import metered
-from expunge.families.models import clone, freeze, load_weights, read_weights, save_model
+from expunge.families.models import clone
+from expunge.families.weights import freeze, load_weights, read_weights, save_model
 from expunge.files import canonical_json, folder_atomic, read_json
 from expunge.memory import peak_memory
 from expunge.methods.base import Workplace

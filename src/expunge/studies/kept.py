@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from expunge.families.models import read_weights, save_weights
+from expunge.families.weights import read_weights, save_weights
 from expunge.files import canonical_json, digest, folder_atomic, read_json, write_atomic
 
 

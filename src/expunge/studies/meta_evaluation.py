@@ -32,8 +32,9 @@ from expunge.problem import Problem
 from expunge.record import Interval, Record, Score, environment
 from expunge.stats.intervals import delong
 from expunge.studies.battery import identity
-from expunge.studies.graph import code_digest, quantities, source_digest
+from expunge.studies.graph import quantities
 from expunge.studies.kept import Kept
+from expunge.studies.sources import code_digest, source_digest
 
 FEWEST = 3
 """Models that each pool must have."""

@@ -13,7 +13,8 @@ import torch
 
 from expunge.errors import BadInput
 from expunge.families import FAMILIES
-from expunge.families.models import fingerprint, innermost, load_folder, save_model
+from expunge.families.models import fingerprint, innermost
+from expunge.families.weights import load_folder, save_model
 from expunge.methods.base import METHODS, NEEDS, Method, Workplace
 from expunge.methods.objective import Objective
 from expunge.problem import Problem, Training

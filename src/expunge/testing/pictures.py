@@ -11,8 +11,8 @@ from datasets import Dataset
 
 from expunge.families import Architecture, Classifier, Diffusion, Images
 from expunge.families.judges import Judge
-from expunge.families.models import save_model, save_weights
 from expunge.families.pipelines import LinearCodec, diffusers
+from expunge.families.weights import save_model, save_weights
 from expunge.methods.base import Workplace
 from expunge.methods.loop import fit
 from expunge.problem import Concept, Problem, Training

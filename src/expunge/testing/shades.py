@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from expunge.families import Architecture, Classifier, Gan, Images
 from expunge.families.judges import Judge
-from expunge.families.models import save_model
+from expunge.families.weights import save_model
 from expunge.methods.base import Workplace
 from expunge.methods.loop import fit
 from expunge.problem import Problem, Training

@@ -13,8 +13,8 @@ from expunge.data.worlds import canvas
 from expunge.data.worlds.canvas import OBJECTS, SIDE, STYLES, cells, render
 from expunge.families import Architecture, Classifier, Images
 from expunge.families.judges import Judge
-from expunge.families.models import save_model, save_weights
 from expunge.families.pipelines import LinearCodec
+from expunge.families.weights import save_model, save_weights
 from expunge.files import CACHE, cached, digest, folder_atomic
 from expunge.methods.base import Workplace
 from expunge.methods.loop import fit

@@ -9,7 +9,7 @@ from filelock import FileLock
 from expunge.data.worlds.tables import digits
 from expunge.families import Architecture, Classifier, Images
 from expunge.families.judges import Judge
-from expunge.families.models import save_model
+from expunge.families.weights import save_model
 from expunge.files import CACHE, cached, digest, folder_atomic
 from expunge.methods.base import Workplace
 from expunge.methods.loop import fit
