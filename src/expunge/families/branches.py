@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from expunge.errors import BadInput
 from expunge.families.base import Batch, Outputs, Rows
-from expunge.families.causal_lm import CausalLM, log_likelihoods
+from expunge.families.causal_lm import CausalLM
+from expunge.families.likelihoods import log_likelihoods
 from expunge.families.models import call_language_model
 from expunge.families.refusals import probes
 

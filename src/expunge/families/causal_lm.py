@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from expunge.errors import BadInput
 from expunge.families.base import Batch, Family, Outputs, Rows, wide
 from expunge.families.generation import LIMIT, SAMPLES, Generation, continuations, request
+from expunge.families.likelihoods import chunks, most_likely, nowhere
 from expunge.families.models import call_language_model
 from expunge.families.prompts import Template
 from expunge.families.tokenizers import describe_tokenizer, load_tokenizer, require_fast, restore_tokenizer
@@ -23,8 +24,6 @@ from expunge.families.tokenizers import describe_tokenizer, load_tokenizer, requ
 if TYPE_CHECKING:
     from datasets import Dataset
 
-CHUNK_VALUES = 1 << 20
-"""Positions times vocabulary that `observe` holds in float32 at a time: 4 MiB, which a processor's cache holds."""
 PASS_POSITIONS, PASS_VALUES = 1 << 11, 1 << 25
 """Most positions of a pass without gradients, and most positions times vocabulary: 128 MiB of logits, whatever the batch."""
 
@@ -306,10 +305,10 @@ class CausalLM(Family):
         names = ["token_logp", "token_correct"]
         if any(q in quantities for q in ("token_mean_logp", "token_std_logp")):
             names += ["token_mean_logp", "token_std_logp"]
-        found = {name: _nowhere(prediction, batch.mask) for name in names}
-        for place, logp, target in _chunks(prediction, batch.targets, batch.mask):
+        found = {name: nowhere(prediction, batch.mask) for name in names}
+        for place, logp, target in chunks(prediction, batch.targets, batch.mask):
             found["token_logp"][place] = logp.gather(1, target[:, None]).squeeze(1)
-            found["token_correct"][place] = (_most_likely(logp) == target).float()
+            found["token_correct"][place] = (most_likely(logp) == target).float()
             if "token_mean_logp" in found:
                 p = logp.exp()
                 mean = (p * logp).sum(-1)
@@ -383,44 +382,3 @@ class CausalLM(Family):
                 )
             if len(ids) - max(n_prompt, 1) < 1:
                 raise BadInput(f"{where} has no token to predict; give it a longer '{columns[-1]}'")
-
-
-def log_likelihoods(prediction: Tensor, targets: Tensor, where: Tensor) -> Tensor:
-    """`[B, T]` ln p of the targets where `where` (bool, `[B, T]`), NaN elsewhere; logits are widened a chunk at a time."""
-    found = _nowhere(prediction, where)
-    if prediction.requires_grad:
-        # In one piece: each chunk would cost a gradient as large as the whole.
-        found[where] = -F.cross_entropy(wide(prediction[where]), targets[where], reduction="none")
-        return found
-    for place, logp, target in _chunks(prediction, targets, where):
-        found[place] = logp.gather(1, target[:, None]).squeeze(1)
-    return found.masked_fill_(~where, math.nan)
-
-
-def _chunks(
-    prediction: Tensor, targets: Tensor, where: Tensor
-) -> Iterator[tuple[tuple[int, slice], Tensor, Tensor]]:
-    """Row and columns, log-probabilities `[m, V]` and targets `[m]` of some neighboring positions at a time.
-
-    From the first position of each row that counts to the last one; so no logit is copied.
-    """
-    size = max(1, CHUNK_VALUES // prediction.shape[-1])
-    columns = torch.arange(where.shape[1], device=where.device)
-    begins = torch.where(where, columns, where.shape[1]).amin(1).tolist()
-    ends = torch.where(where, columns + 1, 0).amax(1).tolist()
-    for row, (begin, end) in enumerate(zip(begins, ends, strict=True)):
-        for start in range(begin, end, size):
-            some = slice(start, min(start + size, end))
-            yield (row, some), F.log_softmax(wide(prediction[row, some]), -1), targets[row, some]
-
-
-def _most_likely(logp: Tensor) -> Tensor:
-    # On a processor numpy's argmax takes a tenth of the time of torch's, which is as much as the softmax itself.
-    if logp.device.type == "cpu":
-        return torch.from_numpy(logp.detach().numpy().argmax(-1))
-    return logp.argmax(-1)
-
-
-def _nowhere(prediction: Tensor, where: Tensor) -> Tensor:
-    dtype = torch.promote_types(prediction.dtype, torch.float32)
-    return torch.full(where.shape, math.nan, dtype=dtype, device=where.device)

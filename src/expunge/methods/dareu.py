@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from expunge.errors import BadInput
 from expunge.families.base import Batch
-from expunge.families.causal_lm import CausalLM, log_likelihoods
+from expunge.families.causal_lm import CausalLM
 from expunge.families.generation import request
+from expunge.families.likelihoods import log_likelihoods
 from expunge.families.sampling import as_batch, sample
 from expunge.methods.answers import language, refusals
 from expunge.methods.attributor import Attributor

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from expunge.families.causal_lm import log_likelihoods
+from expunge.families.likelihoods import log_likelihoods
 from expunge.methods.answers import ALTERNATIVE, OtherAnswers, language
 from expunge.methods.frozen import Split
 from expunge.methods.objective import State, Step
