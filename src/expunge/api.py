@@ -27,7 +27,7 @@ from expunge.studies.graph import quantities
 from expunge.studies.progress import Display
 from expunge.studies.results import complete
 from expunge.studies.runners import Runner
-from expunge.studies.samples import LossSamples
+from expunge.studies.samples import LossSamples, retrained_label
 from expunge.studies.spec import StudySpec, find_method
 from expunge.studies.study import Finished, run_study
 from expunge.studies.tuning import Budget
@@ -199,8 +199,8 @@ def audit_with_losses(
         )
     losses: LossSamples = {problem.name: {}}
     for (method, label, seed, _), own in zip(rows, seen, strict=True):
-        if seed == 0:
-            losses[problem.name]["retrained" if method == "retrain" else label] = {
+        if seed == 0 or method == "retrain":
+            losses[problem.name][retrained_label(seed) if method == "retrain" else label] = {
                 s: e["loss"].astype(float).tolist() for s, e in own.items() if "loss" in e.table.column_names
             }
     return complete(name, [problem.card()], judged), losses

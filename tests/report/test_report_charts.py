@@ -20,6 +20,7 @@ from scipy.stats import t as student
 from expunge.record import mean_of
 from expunge.report import breakdowns, charts, compose
 from expunge.report.content import ProblemSection
+from expunge.report.densities import bin_edges
 from expunge.report.palette import DARK, LIGHT, SERIES, SHAPES, VARIABLES, css, theme
 from expunge.report.vega import ROLES, Spec, band_of, rounded
 
@@ -93,7 +94,7 @@ def test_the_validator_can_refuse(specs: dict[str, Spec | None], validator: Any)
 
 def test_points_are_the_models(specs: dict[str, Spec | None]) -> None:
     layers = (specs["utility"] or {})["layer"]
-    outer, box, points = (layer["data"]["values"] for layer in layers[:3])
+    outer, box, _, points = (layer["data"]["values"] for layer in layers[:4])
     expected = [
         (m.label, m.seed, test.value, forget.value)
         for m in scores().judged
@@ -112,7 +113,7 @@ def test_points_are_the_models(specs: dict[str, Spec | None]) -> None:
     # The pale box is where one more retrained model would lie, as far as the chart goes.
     for c, values in (("x", across), ("y", down)):
         low, high = t_band(values)
-        ends = (layers[2]["encoding"][c]["scale"]["domain"]) if "scale" in layers[2]["encoding"][c] else None
+        ends = (layers[3]["encoding"][c]["scale"]["domain"]) if "scale" in layers[3]["encoding"][c] else None
         assert ends is not None and ends[0] < min(values) and max(values) < ends[1]
         assert box[0][f"least{c}"] == pytest.approx(max(low, ends[0], 0.0), rel=5e-4, abs=1e-9)
         assert box[0][f"most{c}"] == pytest.approx(min(high, ends[1], 1.0), rel=5e-4)
@@ -229,11 +230,57 @@ def test_data_that_a_model_lacks_are_left_out() -> None:
     assert {d["model"] for d in drawn(spec) if d["values"] == "1"} == {"ssd"}
 
 
+@pytest.mark.parametrize("more", [0, 1, 3])
+def test_retrained_losses_are_a_band(more: int, validator: Any) -> None:
+    noise = np.random.default_rng(3)
+    retrained = [noise.lognormal(1.0, 1.0, 200) for _ in range(1 + more)]
+    losses: dict[str, Any] = {"target": {"forget": [0.01]}, "ssd": {"forget": [0.5, 20.0]}}
+    losses |= {
+        "retrained" if k == 0 else f"retrained {k + 1}": {"forget": list(values)}
+        for k, values in enumerate(retrained)
+    }
+    spec = breakdowns.loss_distributions(losses, bins=6)
+    assert spec is not None and validator.is_valid({**spec, "config": theme()})
+    assert parameter(spec, "models") == ["target", "ssd", "retrained"]
+    (panel,) = rows(spec)
+    edges = np.array(parameter(spec, "edges"), dtype=float)
+    assert panel["n"] == [1, 2, 200 * len(retrained)]
+    own = {name: panel[name][2] for name in ("low", "high", "least", "most")}
+    assert all(panel[name][:2] == [[], []] for name in own)
+    highest = max(max(shares) for shares in (*panel["share"], own["high"]))
+    for k in range(6):
+        # What lies outside of the axis is in its first or last bin.
+        ends = (-np.inf if k == 0 else edges[k]), (np.inf if k == 5 else edges[k + 1])
+        inside = [sum(ends[0] <= v < ends[1] for v in values) / len(values) for values in retrained]
+        assert panel["share"][2][k] == pytest.approx(mean_of(inside), abs=0.006)  # edges have four digits
+        assert (own["low"][k], own["high"][k]) == pytest.approx((min(inside), max(inside)), abs=0.006)
+        if more and min(inside) < max(inside):
+            low, high = t_band(inside)
+            assert own["least"][k] == pytest.approx(max(0.0, low), abs=0.02)
+            assert own["most"][k] == pytest.approx(min(1.05 * highest, high), abs=0.02)
+        else:
+            assert (own["least"][k], own["most"][k]) == (own["low"][k], own["high"][k])
+    assert {d["model"] for d in drawn(spec) if "model" in d} == {"target", "ssd", "retrained"}
+
+
+def test_without_a_retrained_model_there_is_no_band_of_losses() -> None:
+    spec = breakdowns.loss_distributions({"ssd": {"forget": [1.0, 2.0, 300.0]}})
+    assert spec is not None
+    assert [layer["mark"]["type"] for layer in spec["spec"]["layer"]] == ["area", "line"]
+
+
+def test_narrow_losses_get_a_linear_axis() -> None:
+    # A factor of fifty or less is read on a linear axis; beyond that most of the chart would be empty.
+    for most, kind in ((49.0, "linear"), (51.0, "log")):
+        edges, found = bin_edges(np.array([1.0] * 200 + [most]), 4)
+        assert found == kind and len(edges) == 5 and edges[-1] == pytest.approx(most)
+
+
 def test_negative_losses_get_a_linear_axis() -> None:
     spec = breakdowns.loss_distributions({"ssd": {"forget": [-1.0, 0.0, 2.0]}}, bins=3)
     edges = parameter(spec, "edges")
     assert np.diff(edges) == pytest.approx([1.0, 1.0, 1.0])
-    assert spec is not None and spec["spec"]["layer"][0]["encoding"]["x"]["scale"]["type"] == "linear"
+    assert spec is not None and spec["spec"]["layer"][-1]["encoding"]["x"]["scale"]["type"] == "linear"
 
 
 def test_costs_leave_out_what_a_logarithm_cannot_show(section: ProblemSection) -> None:
@@ -241,6 +288,44 @@ def test_costs_leave_out_what_a_logarithm_cannot_show(section: ProblemSection) -
     passes = {r["label"] for r in bars if r["cost"] == "Passes over the data"}
     assert "ssd" not in passes and "salun (rho=0.5)" in passes
     assert all(r["ratio"] > 0 for r in bars)
+
+
+def test_costs_lie_over_the_band_of_retraining(section: ProblemSection) -> None:
+    spec = charts.costs(section) or {}
+    outer, inner, bars, _ = spec["layer"]
+    assert outer["data"] == inner["data"] and bars["mark"]["type"] == "bar"
+    (band,) = inner["data"]["values"]  # retraining makes as many passes with every seed
+    spent = found("seconds", "run", "retrain")
+    times = [v / mean_of(spent) for v in spent]
+    low, high = t_band(times)
+    assert band["cost"] == "Wall time" and low > 0
+    assert (band["low"], band["high"]) == pytest.approx((min(times), max(times)), rel=5e-4)
+    assert (band["least"], band["most"]) == pytest.approx((low, high), rel=5e-4)
+
+
+def test_the_band_of_costs_stays_on_a_logarithmic_axis(validator: Any) -> None:
+    # Seeds that took 1, 1 and 10 seconds: their band reaches far below 0, where no logarithm is.
+    def costly(spent: Sequence[float]) -> ProblemSection:
+        judged = []
+        for model in scores().judged:
+            if model.method != "retrain":
+                judged.append(model)
+            elif model.seed < len(spent):
+                cost = {"value": spent[model.seed]}
+                changed = [s.model_copy(update=cost) if s.metric == "seconds" else s for s in model.scores]
+                judged.append(model.model_copy(update={"scores": changed}))
+        return compose(report_input(scores().model_copy(update={"judged": judged}))).problems[0]
+
+    spec = charts.costs(costly([1.0, 1.0, 10.0])) or {}
+    (band,) = spec["layer"][0]["data"]["values"]
+    assert t_band([0.25, 0.25, 2.5])[0] < 0
+    ratios = [r["ratio"] for r in rows(spec) if r["cost"] == "Wall time"]
+    shown = (min(0.25, *ratios), max(2.5, *ratios))
+    assert 0.8 * shown[0] < band["least"] < shown[0] and shown[1] < band["most"] < 1.25 * shown[1]
+    assert validator.is_valid({**spec, "config": theme()})
+    for single in ([2.0], [2.0, 2.0]):
+        layers = (charts.costs(costly(single)) or {})["layer"]
+        assert [layer["mark"]["type"] for layer in layers] == ["bar", "rule"]
 
 
 def test_layers_are_in_natural_order(specs: dict[str, Spec | None]) -> None:

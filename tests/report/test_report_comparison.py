@@ -59,6 +59,9 @@ def test_charts_are_valid_and_hold_the_numbers():
     for spec in specs:
         assert spec is not None
         jsonschema.Draft7Validator(schema).validate(spec)
+    assert [layer["mark"]["type"] for layer in (specs[2] or {})["layer"]] == [
+        "point"
+    ]  # nothing was retrained
     forest, critical, front = (spec["data"]["values"] for spec in specs if spec is not None)
     assert [(r["label"], r["rank"], r["low"], r["high"]) for r in forest[:2]] == [
         ("npo", 1, 1, 2),
@@ -69,6 +72,35 @@ def test_charts_are_valid_and_hold_the_numbers():
         (0.9, 0.1, True, 0.97),
         (0.8, 0.2, False, 0.1),
     ]
+
+
+def test_the_front_lies_over_the_box_of_the_retrained_models():
+    front = (
+        comparison()
+        .fronts[0]
+        .model_copy(
+            update={
+                "retrained": [[0.01, 0.95], [0.03, 0.97]],
+                "bands": [Interval(low=0.0, high=0.2, method="x"), Interval(low=0.6, high=1.3, method="x")],
+            }
+        )
+    )
+    outer, inner, name, points = pareto(front)["layer"]
+    (box,) = inner["data"]["values"]
+    assert outer["data"] == inner["data"] and name["mark"]["text"] == "retrained"
+    assert points["mark"]["type"] == "point"
+    assert (box["lowx"], box["highx"], box["lowy"], box["highy"]) == (0.95, 0.97, 0.01, 0.03)
+    # No farther than the points and the models themselves, with 8 % of their range as room: 0.8 to 0.97 and 0.01 to 0.2.
+    assert (box["leastx"], box["mostx"]) == pytest.approx((0.7864, 0.9836), abs=1e-3)
+    assert (box["leasty"], box["mosty"]) == pytest.approx((0.0, 0.2), abs=1e-3)
+    page = render_comparison("x", comparison().model_copy(update={"fronts": [front]}))
+    assert "The gray box spans the retrained models" in page
+    assert "The gray box" not in render_comparison("x", comparison())
+    same = front.model_copy(update={"retrained": [[0.01, 0.95], [0.01, 0.95]], "bands": [None, None]})
+    outer, *_ = pareto(same)["layer"]  # as wide as the inner box, which is visible where all models agree
+    assert {"xOffset", "yOffset"} <= set(outer["mark"])
+    single = front.model_copy(update={"retrained": [[0.01, 0.95]], "bands": [None, None]})
+    assert len(pareto(single)["layer"]) == 1
 
 
 def test_there_is_no_chart_of_what_is_not_known():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
 
 from expunge.errors import BadInput
 from expunge.record import Judged, Score, ScoreFile
 from expunge.stats.borda import borda
 from expunge.studies.comparison import Floor, compare_scores, ranked_metrics
+from expunge.studies.fronts import fronts_of
 from expunge.studies.results import complete
 from expunge.studies.standings import InstanceTable
 
@@ -132,6 +134,34 @@ def test_the_front_and_how_often_each_is_on_it():
         file(*three_methods()), objectives=[("accuracy", "forget"), ("seconds", "run")], resamples=100
     ).fronts
     assert set(other.front) == {"retrain", "good"}  # the slow and exact, and the quick and near
+
+
+def test_a_front_knows_where_the_retrained_models_lie():
+    judged = [
+        model("retrain", s, accuracy__forget=f, accuracy__test=t)
+        for s, (f, t) in enumerate([(0.50, 0.94), (0.52, 0.95), (0.57, 0.90)])
+    ]
+    judged += [model("good", s, accuracy__forget=0.6, accuracy__test=0.9) for s in range(3)]
+    (front,) = compare_scores(file(*judged), resamples=50).fronts
+    # A retrained model's gap is to the mean of the others: |0.50 - 0.545|, |0.52 - 0.535|, |0.57 - 0.51|.
+    assert np.array(front.retrained) == pytest.approx(np.array([[0.045, 0.94], [0.015, 0.95], [0.06, 0.90]]))
+    gap, test = front.bands
+    assert gap is not None and test is not None
+
+    def half(values: list[float]) -> float:
+        return float(student.ppf(0.975, 2) * np.std(values, ddof=1) * (1 + 1 / 3) ** 0.5)
+
+    assert (gap.low, gap.high) == pytest.approx((0.0, half([0.50, 0.52, 0.57])))
+    mean, reach = np.mean([0.94, 0.95, 0.90]), half([0.94, 0.95, 0.90])
+    assert (test.low, test.high) == pytest.approx((mean - reach, mean + reach))
+    once = [
+        model("retrain", 0, accuracy__test=0.9, loss__test=5.0),
+        model("good", 0, accuracy__test=0.8, loss__test=1.0),
+    ]
+    objectives = [("accuracy", "test"), ("loss", "test")]
+    rows = {("p", m.label): [m] for m in once}
+    (alone,) = fronts_of(rows, ["retrain", "good"], objectives, 0, np.random.default_rng(0))
+    assert alone.retrained == [[0.9, 5.0]] and alone.bands == [None, None]
 
 
 def test_what_the_ranking_hangs_on():

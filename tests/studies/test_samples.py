@@ -14,7 +14,7 @@ from PIL import Image
 
 from expunge.errors import Missing
 from expunge.evidence.pictures import as_png, square_image
-from expunge.studies.samples import MOST_IMAGES, image_samples
+from expunge.studies.samples import MOST_IMAGES, image_samples, is_retrained, loss_samples
 
 
 def read(address: str) -> np.ndarray:
@@ -70,3 +70,38 @@ def test_the_first_seeds_images_of_evenly_spaced_rows_are_shown():
     assert [asked for asked, _ in ours] == [f"thing {i}" for i in (0, 3, 5, 8, 11, 14, 16, 19)]
     assert len(ours) == MOST_IMAGES
     assert [int(read(png)[0, 0, 0]) - 100 for _, png in ours] == [0, 3, 5, 8, 11, 14, 16, 19]
+
+
+def test_losses_of_the_first_seed_and_of_every_retrained_model():
+    class Measured:
+        def has(self, job: str) -> bool:
+            return job != "lost"
+
+        def evidence(self, job: str, split: str) -> Any:
+            if split == "concept":
+                return None
+
+            class Found:
+                table = SimpleNamespace(column_names=["id", "loss"])
+                __len__ = lambda _: 2  # noqa: E731
+                __getitem__ = lambda _, name: np.array([float(job), 7.0])  # noqa: E731
+
+            return Found()
+
+    def row(method: str, seed: int, job: str) -> SimpleNamespace:
+        return SimpleNamespace(problem="p", method=method, label=method, seed=seed, observe=job)
+
+    listed = [row("retrain", 4, "2"), row("uce", 3, "3"), row("uce", 4, "4"), row("retrain", 3, "1"), row("retrain", 5, "5"),
+              row("retrain", 6, "lost")]  # fmt: skip
+    problem = SimpleNamespace(splits={"concept": None, "forget": None})
+    graph: Any = SimpleNamespace(rows=listed, problems={"p": problem})
+    found = loss_samples(graph, Measured())  # pyright: ignore[reportArgumentType]
+    assert found == {
+        "p": {
+            "uce": {"forget": [3.0, 7.0]}, "retrained": {"forget": [1.0, 7.0]}, "retrained 2": {"forget": [2.0, 7.0]},
+            "retrained 3": {"forget": [5.0, 7.0]},
+        }
+    }  # fmt: skip
+    assert [
+        is_retrained(label) for label in ("retrained", "retrained 12", "retrained (lr=1)", "retrain")
+    ] == [True, True, False, False]

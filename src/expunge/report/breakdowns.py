@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from expunge.report.content import Losses, ProblemSection
+from expunge.report.densities import bin_edges, density_band, shares
 from expunge.report.statements import split_name, split_rank
 from expunge.report.tables import Column, Row
 from expunge.report.vega import (
@@ -39,6 +40,7 @@ from expunge.report.vega import (
     series,
     tips,
 )
+from expunge.studies.samples import is_retrained
 
 
 def by_class(section: ProblemSection) -> Spec | None:
@@ -126,38 +128,70 @@ def _bands(column: Column, groups: Sequence[str], rows: Sequence[Row], values: S
 def loss_distributions(losses: Losses, bins: int = 40) -> Spec | None:
     """Histograms of per-example loss, a panel per data set: target, retrained models, one method at a time.
 
-    Values are binned here: the page holds shares of examples, never single examples.
+    The retrained models are one line, their mean, over the band of their histograms. Values are binned here: the page holds
+    shares of examples, never single examples.
     """
     given = {
         (label, split): np.asarray(v, dtype=float) for label, by in losses.items() for split, v in by.items()
     }
     values = {key: finite for key, v in given.items() if len(finite := v[np.isfinite(v)])}
-    labels = distinct(label for label, _ in values)
+    models_of: dict[str, list[str]] = {}
+    for label in distinct(label for label, _ in values):
+        models_of.setdefault("retrained" if is_retrained(label) else label, []).append(label)
+    labels = list(models_of)
     methods = [label for label in labels if label not in ROLES[:2]]
     if not methods:
         return None
-    edges, kind = _edges(np.concatenate(list(values.values())), bins)
+    edges, kind = bin_edges(np.concatenate(list(values.values())), bins)
     splits = sorted({split for _, split in values}, key=split_rank)
+    found = {
+        (label, split): [values[name, split] for name in models_of[label] if (name, split) in values]
+        for label in labels for split in splits
+    }  # fmt: skip
+    means = {
+        key: np.mean([shares(v, edges) for v in models], 0).tolist()
+        for key, models in found.items() if models
+    }  # fmt: skip
+    bands = {split: density_band(found.get(("retrained", split), []), edges) for split in splits}
+    highest = max(
+        [v for mean in means.values() for v in mean] + [b.high for by in bands.values() for b in by]
+    )
     rows = [
         {
             "split": split_name(split),
-            "share": [_shares(values.get((label, split)), edges) for label in labels],
-            "n": [len(values.get((label, split), ())) for label in labels],
+            "share": [_outline(means.get((label, split))) for label in labels],
+            "n": [sum(map(len, found[label, split])) for label in labels],
+            **_ends([b.within(0.0, 1.05 * highest) for b in bands[split]], labels),
         }
         for split in splits
     ]
     axis = {"format": "~g", "tickCount": 4}
+    scale = {"type": "log", "nice": False} if kind == "log" else {"type": kind, "nice": False, "zero": False}
+    x = quantity("loss", title="Loss per example (nats)", axis=axis, scale=scale)
+    upward: Spec = {"title": "Share of examples", "axis": {"format": "~%"}}
     encoding = {
-        "x": quantity(
-            "loss", title="Loss per example (nats)", axis=axis, scale={"type": kind, "nice": False}
-        ),
-        "y": quantity("share", title="Share of examples", axis={"format": "~%"}, stack=None),
+        "x": x,
+        "y": quantity("share", **upward, stack=None),
         "color": roles(),
         "tooltip": tips(
             ("label", "model"), ("loss", "loss from", ".2~g"), ("share", "share", ".1%"), ("n", "values")
         ),
+    }  # fmt: skip
+    steps = {"interpolate": "step-after"}
+    behind = [
+        {
+            "transform": [{"filter": f"isValid(datum.{low})"}],
+            "mark": {"type": "area", "style": style, "line": False, **steps},
+            "encoding": {"x": x, "y": quantity(low, **upward, stack=None), "y2": {"field": high}},
+        }
+        for style, low, high in BANDS if any(bands.values())
+    ]  # fmt: skip
+    # What is gray and filled is the band.
+    filled = {
+        "transform": [{"filter": "datum.role != 'retrained'"}],
+        "mark": {"type": "area", "opacity": 0.14, **steps},
+        "encoding": encoding,
     }
-    marks = [{"type": "area", "opacity": 0.14}, {"type": "line", "strokeWidth": 1.6}]
     spec = chart(
         rows,
         "Loss distributions",
@@ -166,35 +200,39 @@ def loss_distributions(losses: Losses, bins: int = 40) -> Spec | None:
             {"name": "edges", "value": [rounded(e) for e in edges]},
             dropdown("method", "Method", methods),
         ],
-        transform=[*per_model("share", "n"), {"filter": NOT_OTHERS}, *along("edges", "loss", "share")],
+        transform=[
+            *per_model("share", "n", *Band._fields),
+            {"filter": NOT_OTHERS},
+            *along("edges", "loss", "share", *Band._fields),
+        ],
         facet={"field": "split", "type": "nominal", "sort": [row["split"] for row in rows]},
         columns=min(4, len(rows)),
         spec={
             "width": 250,
             "height": 170,
             "layer": [
-                {"mark": {**mark, "interpolate": "step-after"}, "encoding": encoding} for mark in marks
+                *behind, filled, {"mark": {"type": "line", "strokeWidth": 1.6, **steps}, "encoding": encoding}
             ],
         },
-    )
+    )  # fmt: skip
     del spec["width"]  # each panel has its own; the page sets it from the room there is
     return spec
 
 
-def _shares(values: np.ndarray | None, edges: np.ndarray) -> list[float | int] | None:
-    if values is None:
-        return None
-    counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
-    return [*(rounded(float(share)) for share in counts / len(values)), 0]  # the last edge closes the outline
+def _outline(by_bin: Sequence[float] | None) -> list[float | int] | None:
+    """A value per edge: the last one closes the outline."""
+    return None if by_bin is None else [*map(rounded, by_bin), 0]
 
 
-def _edges(pooled: np.ndarray, bins: int) -> tuple[np.ndarray, str]:
-    """Bin edges and kind of scale: losses that are never negative get a log scale."""
-    low, high = float(pooled.min()), float(pooled.max())
-    if low < 0 or high <= 0:
-        return np.linspace(low, high if high > low else low + 1.0, bins + 1), "linear"
-    floor = max(1e-6, float(np.quantile(pooled, 0.01)))
-    return np.geomspace(min(floor, high / 10), high, bins + 1), "log"
+def _ends(band: Sequence[Band], labels: Sequence[str]) -> Spec:
+    """The ends of the band by model and edge; of all but the retrained models there are none."""
+    outline = {
+        name: [*(rounded(b._asdict()[name]) for b in band), 0] if band else [] for name in Band._fields
+    }
+    return {
+        name: [by_edge if label == "retrained" else [] for label in labels]
+        for name, by_edge in outline.items()
+    }
 
 
 def similarity_by_layer(section: ProblemSection) -> Spec | None:

@@ -7,14 +7,17 @@ brings all back.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from expunge.report.content import CurveLine, ProblemSection
 from expunge.report.notation import scale
 from expunge.report.vega import (
     BANDS,
+    Band,
     Spec,
     band_of,
+    boxes,
     chart,
     column_band,
     distinct,
@@ -107,36 +110,8 @@ def forgetting_against_utility(section: ProblemSection) -> Spec | None:
     ]
     if bands[0] is not None and bands[1] is not None:
         x, y = (band.within(*end) for band, end in zip(bands, ends, strict=True) if band is not None)
-        box = {
-            f"{name}{c}": value for c, band in (("x", x), ("y", y)) for name, value in band.fields().items()
-        }
-        region = {"data": {"values": [box]}}
-        # The inner box is wider than its corners by some pixels, to be visible where the retrained models agree exactly.
-        wider = {"xOffset": -9, "x2Offset": 9, "yOffset": 9, "y2Offset": -9, "cornerRadius": 5}
-        boxes = [
-            {**region, "mark": {"type": "rect", "style": "null", "clip": True}, "encoding": _corners("least", "most")},
-            {**region, "mark": {"type": "rect", "style": "reference", **wider}, "encoding": _corners("low", "high")},
-        ]  # fmt: skip
-        name = {
-            "type": "text",
-            "text": "retrained",
-            "align": "right",
-            "baseline": "bottom",
-            "dy": -11,
-            "dx": 9,
-        }
-        layers = [
-            *boxes,
-            *layers,
-            {**region, "mark": name, "encoding": {"x": quantity("highx"), "y": quantity("highy")}},
-        ]
+        layers = [*boxes(x, y), *layers]
     return chart(means, "Forgetting against utility", height=300, layer=layers)
-
-
-def _corners(low: str, high: str) -> Spec:
-    """Encoding of a box between two pairs of fields."""
-    ends = {c: quantity(f"{low}{c}") for c in "xy"}
-    return {**ends, **{f"{c}2": {"field": f"{high}{c}"} for c in "xy"}}
 
 
 def membership(section: ProblemSection) -> Spec | None:
@@ -208,21 +183,38 @@ def membership(section: ProblemSection) -> Spec | None:
 
 
 def costs(section: ProblemSection) -> Spec | None:
-    """Cost of each method divided by that of retraining, from the line where both cost the same."""
-    rows = [
-        {"cost": column.title, "label": row.label, "role": row.role, "ratio": rounded(ratio)}
-        for i, column in enumerate(section.costs.columns)
-        if column.metric.endswith("-ratio")
-        for row in section.costs.rows
-        # A cost of nothing has no place on a logarithmic axis; the table has the zero.
-        if row.role == "unlearned" and (ratio := row.cells[i].value)
-    ]
+    """Cost of each method divided by that of retraining, from the line where both cost the same.
+
+    The band is what retraining costs from seed to seed, divided by its mean.
+    """
+    table, rows, bands = section.costs, [], []
+    for i, column in enumerate(table.columns):
+        if not column.metric.endswith("-ratio"):
+            continue
+        mine = [
+            {"cost": column.title, "label": row.label, "role": row.role, "ratio": rounded(ratio)}
+            for row in table.rows
+            # A cost of nothing has no place on a logarithmic axis; the table has the zero.
+            if row.role == "unlearned" and (ratio := row.cells[i].value)
+        ]
+        rows += mine
+        place = table.find(column.metric.removesuffix("-ratio"), column.split)
+        spent = [
+            v
+            for row in table.rows
+            if row.role == "retrained" and place is not None
+            for v in row.cells[place].values
+        ]
+        band = _relative_band(spent) if mine else None
+        if band is not None:
+            logs = [math.log(v) for v in (band.low, band.high, 1.0, *(r["ratio"] for r in mine))]
+            bands.append({"cost": column.title, **band.within(*map(math.exp, extent(logs, 0.04))).fields()})
     if not rows:
         return None
     labels = distinct(r["label"] for r in rows)
     across = quantity(
         "ratio",
-        title="Times the cost of retraining (log scale)",
+        title="Times retraining (log)",
         scale={"type": "log"},
         axis={"format": "~g", "tickCount": 6},
     )
@@ -233,6 +225,15 @@ def costs(section: ProblemSection) -> Spec | None:
         "color": {**roles(), "legend": None},
         "tooltip": tips(("label", "method"), ("ratio", "times retraining", ".4~r")),
     }
+    behind = [
+        {
+            "data": {"values": bands},
+            "transform": [{"filter": "datum.cost == cost"}],
+            "mark": {"type": "rect", "style": style},
+            "encoding": {"x": quantity(low, scale={"type": "log"}), "x2": {"field": high}},
+        }
+        for style, low, high in BANDS if bands
+    ]  # fmt: skip
     return chart(
         rows,
         "Cost against retraining",
@@ -240,10 +241,17 @@ def costs(section: ProblemSection) -> Spec | None:
         params=[dropdown("cost", "Cost", distinct(r["cost"] for r in rows))],
         transform=[{"filter": "datum.cost == cost"}],
         layer=[
+            *behind,
             {"mark": {"type": "bar", "height": 11, "cornerRadius": 1}, "encoding": bars},
             guide(1),
         ],
     )
+
+
+def _relative_band(spent: Sequence[float]) -> Band | None:
+    """The band of what retraining cost, in times its mean; None where that does not differ from seed to seed."""
+    mean = sum(spent) / max(1, len(spent))
+    return band_of([v / mean for v in spent], 0.0) if spent and 0 < min(spent) < max(spent) else None
 
 
 def attack_curves(section: ProblemSection) -> list[Spec]:

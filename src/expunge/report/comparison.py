@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from markupsafe import Markup
@@ -9,7 +10,7 @@ from markupsafe import Markup
 from expunge.report.charts import LINE
 from expunge.report.html import Figure, asset, environment, json_for_html, policy, vega_bundle
 from expunge.report.palette import VARIABLES, css, theme
-from expunge.report.vega import Spec, chart, label_axis, quantity, roles, rounded, tips
+from expunge.report.vega import Band, Spec, boxes, chart, extent, label_axis, quantity, roles, rounded, tips
 from expunge.studies.comparison import Comparison
 from expunge.studies.fronts import Front
 from expunge.studies.spread import Variance
@@ -20,6 +21,7 @@ CAPTIONS = {
     "critical": "Average ranks on the {complete} ballots that have every method. A bar is as long as the critical difference: "
     "methods whose dots it reaches are not told apart from the one that it starts at (Nemenyi, 95 %).",
     "front": "Filled: no other method is better in everything. The larger a mark, the more resamples have it on the front.",
+    "box": " The gray box spans the retrained models, the pale one is where one more of them would lie (95 %).",
 }
 
 
@@ -43,7 +45,8 @@ def render_comparison(name: str, comparison: Comparison) -> str:
         words = CAPTIONS["critical"].format(complete=ranking.complete)
         add(f"critical-{ranking.level}", critical_differences(ranking), words)
     for number, front in enumerate(comparison.fronts):
-        add(f"front-{number}", pareto(front), CAPTIONS["front"])
+        spec = pareto(front)
+        add(f"front-{number}", spec, CAPTIONS["front"] + CAPTIONS["box"] * (len(spec["layer"]) > 1))
     scripts = [vega_bundle(), asset("report.js")] if specs else []
     return (
         environment()
@@ -163,15 +166,34 @@ def pareto(front: Front, reference: str = "retrain") -> Spec:
         ("y", front.objectives[0]),
         ("share", "P(front)", ".0%"),
     )
-    return chart(
-        rows,
-        f"Pareto front, {front.problem}",
-        height=280,
-        mark={"type": "point", "strokeWidth": 2},
-        encoding={
+    points = {
+        "mark": {"type": "point", "strokeWidth": 2},
+        "encoding": {
             **place, "color": label, "shape": label, "fill": label, "size": size, "fillOpacity": filled, "tooltip": shown,
         },
-    )  # fmt: skip
+    }  # fmt: skip
+    across, up = _objective_band(front, 1), _objective_band(front, 0)
+    behind: list[Spec] = []
+    if across is not None and up is not None:
+        ends = [
+            extent([*(r[c] for r in rows), band.low, band.high]) for c, band in (("x", across), ("y", up))
+        ]
+        behind = boxes(across.within(*ends[0]), up.within(*ends[1]))
+    return chart(rows, f"Pareto front, {front.problem}", height=280, layer=[*behind, points])
+
+
+def _objective_band(front: Front, objective: int) -> Band | None:
+    """Where the retrained models lie in an objective; None of fewer than two, for one is a point of the chart itself."""
+    values = [point[objective] for point in front.retrained]
+    if len(values) < 2:
+        return None
+    null = front.bands[objective]
+    low, high = min(values), max(values)
+    if null is None:
+        return Band(low, high, low, high)
+    least = 0.0 if front.units[objective] == "share" else -math.inf
+    most = 1.0 if front.units[objective] == "share" else math.inf
+    return Band(low, high, max(least, min(low, null.low)), min(most, max(high, null.high)))
 
 
 def _who(standing: Standing) -> Spec:

@@ -65,7 +65,7 @@ MAIN = (
 """Columns of the main table, in this order; the others follow in further ones."""
 
 Losses = Mapping[str, Mapping[str, Sequence[float]]]
-"""Per-example losses of one problem in nats: 'target', 'retrained' or a label -> split -> values."""
+"""Per-example losses of one problem in nats: 'target', 'retrained' ('retrained 2' ...) or a label -> split -> values."""
 Images = Mapping[str, Mapping[str, Sequence[Sequence[str]]]]
 """Images that models of one problem made: split -> 'target', 'retrained' or a label -> (what was asked for, PNG)."""
 

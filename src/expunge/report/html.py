@@ -50,8 +50,9 @@ CAPTIONS = {
         "one more retrained model would lie (95 %)."
     ),
     "losses": (
-        "Share of examples by loss; what lies outside the axis is counted in its first or last bin. After "
-        "forgetting, the forget set should look as it does to retrained models."
+        "Share of examples by loss; what lies outside the axis is counted in its first or last bin. The gray band spans the "
+        "retrained models, the line is their mean, and in the pale one one more of them would lie (95 %, bin by bin): after "
+        "forgetting, the forget set should look as it does to them."
     ),
     "layers": "How alike the hidden representations of two models are, layer by layer, as linear CKA. The gray "
     "band spans the retrained models, the pale one is where one more of them would lie (95 %).",
@@ -59,7 +60,10 @@ CAPTIONS = {
         "Mean over models by what the attacker spends. The gray band spans what the same attack gets from retrained models "
         "at the same price, the pale one is where one more of them would lie (95 %): only what lies above was left by forgetting."
     ),
-    "costs": "Bars to the left of the dashed line are cheaper than retraining from scratch.",
+    "costs": (
+        "Bars to the left of the dashed line are cheaper than retraining from scratch. The gray band spans what retraining costs "
+        "from seed to seed, the pale one is where one more seed would lie (95 %)."
+    ),
 }
 """One sentence under each chart that says how to read it."""
 MARKS = {"no larger difference": "≡", "different": "≠", "undecided": "?"}

@@ -165,6 +165,32 @@ def column_band(column: Column) -> Band | None:
     return None if column.retrained is None else band_of(column.retrained.values, column.low, column.high)
 
 
+def boxes(x: Band, y: Band) -> list[Spec]:
+    """Layers behind the points of two measures: the box of the retrained models, the pale one around it, and their name."""
+    box = {f"{name}{c}": value for c, band in (("x", x), ("y", y)) for name, value in band.fields().items()}
+    region = {"data": {"values": [box]}}
+    # The inner box is wider than its corners by some pixels, to be visible where the retrained models agree exactly; so is the
+    # pale one in a measure in which it reaches no farther.
+    room = {"x": {"xOffset": -9, "x2Offset": 9}, "y": {"yOffset": 9, "y2Offset": -9}}
+    inner = {"type": "rect", "style": "reference", "cornerRadius": 5, **room["x"], **room["y"]}
+    outer: Spec = {"type": "rect", "style": "null", "clip": True}
+    for c, band in (("x", x), ("y", y)):
+        if (band.least, band.most) == (band.low, band.high):
+            outer |= room[c]
+    name = {"type": "text", "text": "retrained", "align": "right", "baseline": "bottom", "dy": -11, "dx": 9}
+    return [
+        {**region, "mark": outer, "encoding": _corners("least", "most")},
+        {**region, "mark": inner, "encoding": _corners("low", "high")},
+        {**region, "mark": name, "encoding": {"x": quantity("highx"), "y": quantity("highy")}},
+    ]
+
+
+def _corners(low: str, high: str) -> Spec:
+    """Encoding of a box between two pairs of fields."""
+    ends = {c: quantity(f"{low}{c}") for c in "xy"}
+    return {**ends, **{f"{c}2": {"field": f"{high}{c}"} for c in "xy"}}
+
+
 def extent(values: Iterable[float | None], room: float = 0.08) -> tuple[float, float]:
     """Ends of an axis on which all values are seen, with a share of their range as room on either side."""
     known = [v for v in values if v is not None]

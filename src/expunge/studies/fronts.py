@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from expunge.record import Judged, Record
+from expunge.record import Interval, Judged, Record
+from expunge.stats.bands import null_band
 from expunge.stats.pareto import front_probability, pareto_front
 
 Key = tuple[str, str]
@@ -40,6 +41,15 @@ class Front(Record):
     probability: dict[str, float] = Field(
         description="share of the resampled tables in which it is on the front"
     )
+    retrained: list[list[float]] = Field(
+        default_factory=list,
+        description="of every retrained model with all objectives, its values as in points",
+    )
+    bands: list[Interval | None] = Field(
+        default_factory=list,
+        description="by objective, where one further retrained model lies (95 %); None with fewer than two, and where they "
+        "do not differ",
+    )
 
 
 def goodness(judged: Judged, key: Key) -> float | None:
@@ -50,6 +60,15 @@ def goodness(judged: Judged, key: Key) -> float | None:
     if score.direction == "match":
         return None if score.reference is None else -abs(score.reference.gap)
     return score.value if score.direction == "higher" else -score.value
+
+
+def _band(judged: Sequence[Judged], key: Key) -> Interval | None:
+    """Where one further retrained model lies in an objective; of a gap, which has no sign, how far from 0."""
+    scores = [s for j in judged if (s := j.score(*key)) is not None and s.value is not None]
+    band = null_band([s.value for s in scores if s.value is not None])
+    if band is None or scores[0].direction != "match":
+        return None if band is None else band.values
+    return band.gaps.model_copy(update={"low": 0.0})
 
 
 def fronts_of(
@@ -91,6 +110,8 @@ def fronts_of(
             )
         scores = [next(s for j in mine[names[0]] if (s := j.score(*k)) is not None) for k in keys]
         signs = np.array([1.0 if s.direction == "higher" else -1.0 for s in scores])
+        retrained = [j for judged in mine.values() for j in judged if j.method == "retrain"]
+        measured = [g for g in ([goodness(j, k) for k in keys] for j in retrained) if None not in g]
         on = pareto_front(points)
         share = front_probability(np.array(samples)) if samples else on.astype(float)
         fronts.append(
@@ -101,6 +122,8 @@ def fronts_of(
                 points={label: (signs * p + 0.0).tolist() for label, p in zip(names, points, strict=True)},
                 front=[label for label, is_on in zip(names, on, strict=True) if is_on],
                 probability={label: float(p) for label, p in zip(names, share, strict=True)} if samples else {},
+                retrained=(signs * np.array(measured, dtype=float) + 0.0).tolist() if measured else [],
+                bands=[_band(retrained, k) for k in keys] if measured else [],
             )
         )  # fmt: skip
     return fronts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,7 +14,7 @@ from expunge.studies.graph import Graph, Row
 from expunge.studies.jobs import Store
 
 LossSamples = dict[str, dict[str, dict[str, list[float]]]]
-"""Per-example losses by problem, label and split."""
+"""Per-example losses by problem, label and split; of retrained models the labels are those of `retrained_label`."""
 ImageSamples = dict[str, dict[str, dict[str, list[list[str]]]]]
 """Pairs of what was asked for and a PNG, by problem, split and label; the same rows for every label."""
 
@@ -24,22 +25,44 @@ SIDE = 96
 """Pixels of a sample; larger images are made smaller."""
 
 
+def retrained_label(number: int) -> str:
+    """How records of samples call a retrained model: 'retrained', and the further ones 'retrained 2' and so on."""
+    return "retrained" if number == 0 else f"retrained {number + 1}"
+
+
+def is_retrained(label: str) -> bool:
+    """Whether a label is one of `retrained_label`."""
+    return re.fullmatch(r"retrained( \d+)?", label) is not None
+
+
 def loss_samples(graph: Graph, store: Store) -> LossSamples:
-    """Losses of the first seed's models, for the distributions in the report."""
+    """Losses of the first seed's models, for the distributions in the report, and of the retrained models of every seed."""
     made: LossSamples = {}
-    for row, observed in _first_seed(graph, store):
+    first = _first_seeds(graph)
+    for row, observed in _looked_at(graph, store):
+        if row.method != "retrain" and row.seed != first[row.problem]:
+            continue
+        found = {}
         for split in graph.problems[row.problem].splits:
             evidence = store.evidence(observed, split)
             if evidence is not None and "loss" in evidence.table.column_names:
-                losses = evidence["loss"].astype(float)[:: max(1, len(evidence) // MOST_LOSSES)].tolist()
-                made.setdefault(row.problem, {}).setdefault(_shown(row), {})[split] = losses
+                found[split] = (
+                    evidence["loss"].astype(float)[:: max(1, len(evidence) // MOST_LOSSES)].tolist()
+                )
+        if found:
+            mine = made.setdefault(row.problem, {})
+            retrained = row.method == "retrain"
+            mine[retrained_label(sum(map(is_retrained, mine))) if retrained else row.label] = found
     return made
 
 
 def image_samples(graph: Graph, store: Store) -> ImageSamples:
     """Images that the first seed's models made, from the same starting noise of the same rows."""
     made: ImageSamples = {}
-    for row, observed in _first_seed(graph, store):
+    first = _first_seeds(graph)
+    for row, observed in _looked_at(graph, store):
+        if row.seed != first[row.problem]:
+            continue
         problem = graph.problems[row.problem]
         for split, rows in problem.splits.items():
             evidence = store.evidence(observed, split)
@@ -55,11 +78,15 @@ def image_samples(graph: Graph, store: Store) -> ImageSamples:
     return made
 
 
-def _first_seed(graph: Graph, store: Store) -> Iterator[tuple[Row, str]]:
-    """Rows of each problem's first seed that were looked at, with the key of that look."""
-    first = {p: min(r.seed for r in graph.rows if r.problem == p) for p in {r.problem for r in graph.rows}}
-    for row in graph.rows:
-        if row.seed == first[row.problem] and row.observe is not None and store.has(row.observe):
+def _first_seeds(graph: Graph) -> dict[str, int]:
+    """The first seed of each problem."""
+    return {p: min(r.seed for r in graph.rows if r.problem == p) for p in {r.problem for r in graph.rows}}
+
+
+def _looked_at(graph: Graph, store: Store) -> Iterator[tuple[Row, str]]:
+    """Rows that were looked at, with the key of that look; by seed, so that the first seed's models come first."""
+    for row in sorted(graph.rows, key=lambda r: r.seed):
+        if row.observe is not None and store.has(row.observe):
             yield row, row.observe
 
 
