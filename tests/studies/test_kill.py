@@ -42,7 +42,10 @@ def complete(folder: Path) -> dict[str, int]:
     return {p.name: p.stat().st_mtime_ns for p in jobs.glob("[!.]*")} if jobs.is_dir() else {}
 
 
-@pytest.mark.parametrize("after", [0, 1, 9, 25])
+@pytest.mark.parametrize(
+    "after",
+    [*(pytest.param(n, marks=pytest.mark.slow) for n in (0, 1, 25)), 9],
+)
 def test_kill_and_run_again(after: int, finished: Finished, tmp_path: Path) -> None:
     total = finished.outcome.done
     assert after < total

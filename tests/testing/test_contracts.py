@@ -26,9 +26,14 @@ from expunge.testing import (
 )
 
 FEW: dict[str, dict[str, Any]] = {
+    "adapt-then-unlearn": {"copies": 2, "adapting_steps": 5, "steps": 15},
     "advunlearn": {"epochs": 1, "batch_size": 20, "attack_steps": 1, "clean": 0.0, "latents": "once", "start": "data"},
+    "cupid": {"epochs": 4, "probes": 4},
     "doco": {"epochs": 2, "batch_size": 20, "n_images": 6, "discriminator_steps": 2, "width": 8},
+    "freezeasguard": {"mask_steps": 10},
+    "saeuron": {"images": 16, "epochs": 1},
     "spm": {"epochs": 2, "batch_size": 20, "anchors": 1},
+    "text-to-unlearn": {"mapper_steps": 10, "steps": 20},
 }  # fmt: skip
 """Small parameters of methods that take long by default."""
 
