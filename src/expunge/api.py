@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-from expunge.attacks import Attack
-from expunge.errors import Missing
+from expunge.attacks import Attack, Scene
+from expunge.errors import BadInput, Missing
 from expunge.evidence import Evidence
 from expunge.families.models import fingerprint
 from expunge.files import canonical_json, write_atomic
@@ -84,7 +84,7 @@ def audit(
     *,
     retrained: Sequence[nn.Module] = (),
     metrics: Sequence[str] | None = None,
-    attacks: Literal["standard", "all"] | Sequence[str | Attack] = (),
+    attacks: str | Sequence[str | Attack] = (),
     methods: Mapping[str, Method] | None = None,
     bases: Mapping[str, nn.Module] | None = None,
     claim: Claimed | None = None,
@@ -101,8 +101,8 @@ def audit(
         models: the model to judge, or several by name.
         retrained: models trained without the forget set; without them, scores that need one are undefined.
         metrics: names of metrics; default: all that fit the family.
-        attacks: attacks on every model, the target and the retrained ones included: names or objects; 'standard' for all
-            that a claim needs and that take seconds, 'all' for all that fit.
+        attacks: attacks on every model, the target and the retrained ones included: names or objects, or one name;
+            'standard' for all that a claim needs and that take seconds, 'all' for all that fit.
         methods: by name of a model, the method that made it, where it is known; `u-lira` repeats it on shadow models, and
             what it means to do (removal, suppression) is the claim that is tested.
         bases: by name of a model, the one that it was handed over as adapters on, where it was; for `detach-guard`.
@@ -126,7 +126,7 @@ def audit_with_losses(
     *,
     retrained: Sequence[nn.Module] = (),
     metrics: Sequence[str] | None = None,
-    attacks: Literal["standard", "all"] | Sequence[str | Attack] = (),
+    attacks: str | Sequence[str | Attack] = (),
     methods: Mapping[str, Method] | None = None,
     bases: Mapping[str, nn.Module] | None = None,
     claim: Claimed | None = None,
@@ -146,7 +146,8 @@ def audit_with_losses(
     rows += [("retrain", "retrain", i, m) for i, m in enumerate(retrained)]
     rows += [("audited", label, 0, m) for label, m in named.items()]
     roles: tuple[Role, ...] = ("model", "target", "retrained", "fresh")
-    wanted = quantities(chosen, problem.with_model(rows[-1][3]), roles)
+    # Of each model its own layers: what compares two models takes those that both have.
+    wanted = [quantities(chosen, problem.with_model(model), roles) for *_, model in rows]
     ids = [identity(model, problem) for *_, model in rows]
     scenes = [
         battery.scene(
@@ -155,17 +156,21 @@ def audit_with_losses(
         )
         for i, (method, label, seed, model) in enumerate(rows)
     ]  # fmt: skip
-    seen = [battery.look(scene, wanted, key) for scene, key in zip(scenes, ids, strict=True)]
+    seen = [
+        _look(battery, scene, one, key, f"reference {seed}" if method == "retrain" else f"'{label}'")
+        for (method, label, seed, _), scene, one, key in zip(rows, scenes, wanted, ids, strict=True)
+    ]
     fresh = None
     if problem.architecture is not None:
         untrained = problem.fresh_model(104_729)
-        fresh = battery.look(battery.scene(untrained), wanted, identity(untrained, problem))
+        asked = quantities(chosen, problem.with_model(untrained), roles)
+        fresh = battery.look(battery.scene(untrained), asked, identity(untrained, problem))
     judged = []
     for i, (method, label, seed, model) in enumerate(rows):
         others = [k for k, row in enumerate(rows) if row[0] == "retrain" and k != i]
         references = [seen[k] for k in others]
         evidence: dict[tuple[Role, str], list[Evidence]] = {}
-        for split in wanted:
+        for split in wanted[i]:
             evidence["model", split] = [seen[i][split]]
             evidence["target", split] = [seen[0][split]] if problem.model is not None else []
             evidence["retrained", split] = [r[split] for r in references]
@@ -204,6 +209,22 @@ def audit_with_losses(
                 s: e["loss"].astype(float).tolist() for s, e in own.items() if "loss" in e.table.column_names
             }
     return complete(name, [problem.card()], judged), losses
+
+
+def _look(
+    battery: Battery, scene: Scene, wanted: Mapping[str, set[str]], model_id: str, who: str
+) -> dict[str, Evidence]:
+    """Evidence of a model; whose it is, where the model cannot read the problem's data at all."""
+    try:
+        return battery.look(scene, wanted, model_id)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        said = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        raise BadInput(
+            f"{who} cannot be run on the data of {battery.problem.name}: {said}; it must be a {battery.problem.family.name} "
+            "that takes these inputs"
+        ) from error
 
 
 def _keeps_target(target: nn.Module | None, model: nn.Module, underneath: nn.Module | None) -> bool:

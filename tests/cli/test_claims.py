@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,9 @@ def test_retraining_is_exact_by_its_record_and_not_without(made: Path, expunge: 
     shared = (*AUDIT, "--model", "r1", "--reference", "r2", "--reference", "r3", "--json")
     claims = {c.label: c for c in ScoreFile.model_validate_json(expunge(*shared).out).claims}
     assert claims["r1"].claimed == "exact" and claims["r1"].standing == "exact"
+    assert claims["r1"].sentence.startswith(
+        "The run record of these parameters says that they were made without"
+    )
     (made / "bare").mkdir(exist_ok=True)
     weights = (made / "r1" / "model.safetensors").read_bytes()
     (made / "bare" / "weights.safetensors").write_bytes(weights)
@@ -108,3 +112,13 @@ def test_a_claim_that_does_not_exist_is_refused(made: Path, expunge: Run) -> Non
     assert done.code == 2 and "a claim is exact, removal or suppression, got 'erasure'" in done.err
     nothing = expunge("audit", "--benchmark", "breast-cancer")
     assert nothing.code == 2 and "--self-check" in nothing.err
+
+
+def test_one_retrained_model_does_not_count_twice(made: Path, expunge: Run) -> None:
+    done = expunge(*AUDIT, "--model", "mine", "--reference", "r1", "--reference", "r1")
+    assert done.code == 2 and "--reference 'r1' is given twice" in done.err
+    shutil.copytree(made / "r1", made / "copied")
+    copied = expunge(
+        *AUDIT, "--model", "mine", "--reference", "r1", "--reference", "r2", "--reference", "copied"
+    )
+    assert copied.code == 0 and "references 'r1' and 'copied' have the same weights" in copied.err

@@ -14,8 +14,9 @@ import expunge
 from expunge.attacks import Attack, Measure, Scene, fitting_attacks
 from expunge.attacks import base as attacks_base
 from expunge.attacks.base import ATTACKS
+from expunge.errors import BadInput
 from expunge.evidence import Evidence
-from expunge.families import Family
+from expunge.families import Architecture, Family
 from expunge.families.models import clone
 from expunge.metrics.base import Estimate
 from expunge.problem import Problem
@@ -176,3 +177,37 @@ def test_undefined_stays_undefined(problem: Problem) -> None:
     score = found.judged[-1].score("population-mia-auc", "forget")
     assert score is not None and score.value is None and score.status == "not_applicable"
     assert '"value":null' in score.model_dump_json()
+
+
+def test_models_that_are_built_otherwise_are_compared_where_that_has_a_meaning(
+    problem: Problem, retrained: list
+) -> None:
+    deeper = Architecture(kind="builtin", name="mlp", options={"inputs": 4, "outputs": 3, "hidden": [16, 8]})
+    other = expunge.forget(replace(problem, architecture=deeper), "retrain", seed=4).model
+    for judged in ({"deep": other, "alike": retrained[0]}, {"alike": retrained[0], "deep": other}):
+        found = expunge.audit(
+            problem, judged, retrained=[other, *retrained[1:]], metrics=["accuracy", "cka-to-target"]
+        )
+        by_label = {j.label: j for j in found.judged}
+        aligned = by_label["deep"].score("cka-to-target", "forget")
+        assert aligned is not None and set(aligned.groups) == {"layers.0", "head"}  # what both have
+        assert by_label["alike"].score("cka-to-target", "forget") is not None
+
+
+def test_a_model_that_cannot_read_the_data_is_named(problem: Problem, retrained: list) -> None:
+    narrow = replace(
+        problem,
+        architecture=Architecture(
+            kind="builtin", name="mlp", options={"inputs": 9, "outputs": 3, "hidden": [4]}
+        ),
+    ).fresh_model(0)
+    with pytest.raises(BadInput, match=r"'odd' cannot be run on the data of tiny-classifier: .*4"):
+        expunge.audit(problem, {"odd": narrow}, retrained=retrained, metrics=["accuracy"])
+    with pytest.raises(BadInput, match="reference 1 cannot be run on the data of tiny-classifier"):
+        expunge.audit(problem, retrained[0], retrained=[retrained[1], narrow], metrics=["accuracy"])
+
+
+def test_one_attack_may_be_named_without_a_list(problem: Problem) -> None:
+    assert [a.name for a in Battery(problem, "pruning").attacks] == ["pruning"]
+    with pytest.raises(BadInput, match="unknown attack 'prunning'; did you mean 'pruning'"):
+        Battery(problem, "prunning")

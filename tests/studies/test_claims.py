@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from expunge.record import Claim, Claimed, Judged, Score
+from expunge.record import Claim, Claimed, ClaimTest, Judged, Score
 from expunge.studies.claim_findings import Findings, judge_all, resolves
+from expunge.studies.claim_words import said
 from expunge.studies.claims import _facts, _gather, claims
 
 PROBLEM = {"name": "p", "family": "classifier", "train_digest": "t1", "forget_digest": "f1"}
@@ -146,6 +147,8 @@ def test_without_retrained_models_only_refusals_and_proxies_are_left() -> None:
     still = claim(dict(KNOWS), references=0)
     assert still.standing == "not forgotten"  # as the target is on rows that only training explains
     assert any(line.startswith("rest on proxies: ") for line in still.proxies)
+    said = next(line for line in still.breaks if line.startswith("output: "))
+    assert said.startswith("output: as much as the target") and "retrained models (" not in said
     assert claim({**RETRAINED, "retain": 0.2}, references=0).standing == "damaged"
     alone = claim(dict(KNOWS), references=0, target=False)
     assert alone.standing == "undecided"
@@ -209,3 +212,17 @@ def test_a_measure_in_which_retrained_models_differ_too_much_does_not_stand_in_t
     tight = found.tests[0].interval
     found.tests[-1] = found.tests[-1].model_copy(update={"interval": tight})
     assert _facts(found)[i].needed == ()
+
+
+def test_less_than_retrained_models_is_not_called_more() -> None:
+    # A target that knows all has nothing for an attack to bring back, and so has a model that forgot nothing.
+    test = ClaimTest(
+        kind="inner layers", metric="head-refit-rise", split="forget", finding="residue", needed=True, unit="knowledge",
+        original=0.0, unlearned=0.1, reference=0.9, excess=-0.8, margin=0.1,
+    )  # fmt: skip
+    assert said(test).startswith(
+        "inner layers: nearer to the target than retrained models are (head-refit-rise"
+    )
+    assert said(test.model_copy(update={"excess": 0.8})).startswith(
+        "inner layers: more than from retrained models ("
+    )

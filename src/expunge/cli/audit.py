@@ -115,6 +115,11 @@ def audit(
         raise BadInput(
             f"two models are called '{next(n for n in names if names.count(n) > 1)}'; rename one of the folders"
         )
+    twice = next((r for r in reference or [] if (reference or []).count(r) > 1), None)
+    if twice is not None:
+        raise BadInput(
+            f"--reference '{twice}' is given twice; one retrained model counts once, and only further seeds show a spread"
+        )
     spec = options.problem_spec(
         problem, benchmark=benchmark, model=None if benchmark or problem else target or base or model[0], data=data,
         forget=forget, family=family, holdout=holdout, test=test, target=target_column, id=id_column, group=group_column,
@@ -124,6 +129,7 @@ def audit(
     records = {n: _record(m) for n, m in zip(names, model, strict=True)}
     loaded = {n: _load(m, built, allow_pickle, base) for n, m in zip(names, model, strict=True)}
     references = [_load(r, built, allow_pickle, base) for r in reference or []]
+    _notice_copies(reference or [], references)
     beneath = (
         {n: _beneath(m, allow_pickle, base) for n, m in zip(names, model, strict=True)} if attacks else {}
     )
@@ -163,6 +169,20 @@ def audit(
     for reason in dict.fromkeys(f"{s.metric}: {s.reason}" for s in failed):
         sys.stderr.write(f"failed: {reason}\n")
     raise typer.Exit(1 if failed else 0)
+
+
+def _notice_copies(names: list[str], models: list[nn.Module]) -> None:
+    """Say where references have equal weights: copies of one model would show no spread."""
+    from expunge.families.models import fingerprint
+
+    by_weights: dict[str, str] = {}
+    for name, model in zip(names, models, strict=True):
+        first = by_weights.setdefault(fingerprint(model), name)
+        if first != name:
+            notice(
+                f"references '{first}' and '{name}' have the same weights; where retraining depends on a seed they are one "
+                "model, and the spread of retrained models is taken for smaller than it is"
+            )
 
 
 def _claim(given: str | None) -> Claimed | None:

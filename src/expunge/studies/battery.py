@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,15 +42,16 @@ class Battery:
     def __init__(
         self,
         problem: Problem,
-        attacks: Literal["standard", "all"] | Sequence[str | Attack],
+        attacks: str | Sequence[str | Attack],
         device: str = "cpu",
         folder: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.problem, self.device, self.folder = problem, device, folder
+        named = [attacks] if isinstance(attacks, str) else attacks
         self.attacks: list[Attack] = (
-            fitting_attacks(problem, attacks) if attacks in ("standard", "all")
-            else [find_attack(a)() if isinstance(a, str) else a for a in attacks]
+            fitting_attacks(problem, attacks) if attacks == "standard" or attacks == "all"
+            else [find_attack(a)() if isinstance(a, str) else a for a in named]
         )  # fmt: skip
         self.computed = 0
         self._names: dict[int, str] = {}

@@ -9,8 +9,8 @@ from expunge.record import ClaimTest, Standing
 from expunge.stats.claims import Conclusion, Facts
 
 HEADLINES: dict[Standing, str] = {
-    "exact": "The parameters were made without the records{by} ({guarantee}; fingerprints of training data and request {data}, "
-    "{asked}).",
+    "exact": "The run record of these parameters says that they were made without the records{by} ({guarantee}; fingerprints of "
+    "training data and request {data}, {asked}).",
     "removal": "Within the tested budgets ({budgets}) no recovery beyond the retrained models was found.",
     "suppression": "Under the tests that were run the content is produced no more than by retrained models; the parameters may "
     "still contain it.",
@@ -94,12 +94,21 @@ def said(test: ClaimTest) -> str:
         "none": f"{test.kind}: not more than from retrained models{spent}",
         "kept": f"{test.kind}: not worse than retrained models",
         "away": f"{test.kind}: different from retrained models, away from the target{spent}",
-        "residue": f"{test.kind}: more than from retrained models{spent}",
+        "residue": f"{test.kind}: {_more(test)}{spent}",
         "damaged": f"{test.kind}: worse than {'the target' if test.proxy and test.reference is None else 'retrained models'}",
         "undecided": f"{test.kind}: undecided{spent}",
     }[test.finding]
     also = f"; {test.reason}" if test.reason else ""
     return f"{verb} ({name}: {numbers}{also})"
+
+
+def _more(test: ClaimTest) -> str:
+    """What is known beyond retraining, whichever way the number runs: less error, or nothing for an attack to bring back."""
+    if test.proxy:
+        return "as much as the target, which was trained on the rows, and more than it knows of others"
+    if test.excess is not None and test.excess < 0:
+        return "nearer to the target than retrained models are"
+    return "more than from retrained models"
 
 
 def _numbers(test: ClaimTest) -> str:
