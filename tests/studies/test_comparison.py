@@ -217,3 +217,34 @@ def test_examples_of_one_group_are_resampled_together():
     together, over = first(authors)
     assert together == pytest.approx(0.25, abs=0.05) and over.endswith("in whole groups where they have some")
     assert first(np.repeat(["x"], 100))[1] == first(None)[1]  # one group leaves nothing to resample
+
+
+def test_floors_and_objectives_that_nobody_measured_are_refused():
+    scores = file(*three_methods())
+    with pytest.raises(BadInput, match="no run has 'acuracy@test'; did you mean 'accuracy@test'"):
+        compare_scores(scores, floors=[Floor("acuracy", "test", 0.8)], resamples=0)
+    with pytest.raises(BadInput, match="no run has 'second@run'"):
+        compare_scores(scores, objectives=[("accuracy", "test"), ("second", "run")], resamples=0)
+    with pytest.raises(BadInput, match="two axes or more, got 'accuracy@test' alone"):
+        compare_scores(scores, objectives=[("accuracy", "test")], resamples=0)
+
+
+def test_a_method_whose_floor_is_undefined_is_not_ranked():
+    lost = Score(
+        metric="accuracy", split="test", status="undefined", reason="it diverged", unit="share", direction="higher"
+    )  # fmt: skip
+    odd = model("odd", 0, accuracy__forget=0.5)
+    odd = odd.model_copy(update={"scores": [*odd.scores, lost]})
+    found = compare_scores(file(*three_methods(), odd), floors=[Floor("accuracy", "test", 0.5)], resamples=0)
+    assert found.excluded["odd"].startswith("accuracy@test is undefined on p, so that nobody knows")
+    assert "odd" not in found.methods
+
+
+def test_why_a_method_or_a_metric_is_on_no_ballot():
+    silent = model("silent", 0)
+    found = compare_scores(file(*three_methods(), silent), resamples=0)
+    assert found.excluded == {"silent": "it has no value of what is ranked"} and not found.notes
+    alone = [j for j in three_methods() if j.method != "retrain"]
+    unmatched = compare_scores(file(*alone), resamples=0)
+    assert unmatched.notes == ["p: no retrained model to match, so not ranked on accuracy@forget"]
+    assert {b.name for b in unmatched.ballots} == {"accuracy@test", "seconds@run"}

@@ -172,7 +172,8 @@ def print_comparison(found: Comparison) -> None:
         _print_difficulty(difficulty)
     changed = [w for w in found.without if w.moved]
     if found.without:
-        rows = [[w.metric, "" if w.tau is None else f"{w.tau:.2f}", ", ".join(w.leaders)] for w in changed]
+        taus = ["undefined" if w.tau is None else f"{w.tau:.2f}" for w in changed]
+        rows = [[w.metric, tau, ", ".join(w.leaders)] for w, tau in zip(changed, taus, strict=True)]
         if rows:
             print_table(["without", "tau", "then first"], rows, "Which metric the ranking hangs on")
         else:

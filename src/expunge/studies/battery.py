@@ -48,11 +48,11 @@ class Battery:
         progress: Progress | None = None,
     ) -> None:
         self.problem, self.device, self.folder = problem, device, folder
-        named = [attacks] if isinstance(attacks, str) else attacks
-        self.attacks: list[Attack] = (
-            fitting_attacks(problem, attacks) if attacks == "standard" or attacks == "all"
-            else [find_attack(a)() if isinstance(a, str) else a for a in named]
-        )  # fmt: skip
+        if isinstance(attacks, str) and (attacks == "standard" or attacks == "all"):
+            self.attacks = fitting_attacks(problem, attacks)
+        else:
+            named = [attacks] if isinstance(attacks, str) else attacks
+            self.attacks = [find_attack(a)() if isinstance(a, str) else a for a in named]
         self.computed = 0
         self._names: dict[int, str] = {}
         self._say = progress or (lambda _: None)

@@ -130,6 +130,10 @@ def compare_scores(
         resamples: of the bootstrap.
         seed: of the bootstrap.
     """
+    if len(objectives) == 1:
+        metric, split = objectives[0]
+        raise BadInput(f"a Pareto front has two axes or more, got '{metric}@{split}' alone; give another one")
+    _require_measured(scores, [*objectives, *((f.metric, f.split) for f in floors)])
     rows = _rows(scores)
     chosen = chosen_scores(scores, metrics)
     excluded = _below_floors(rows, floors)
@@ -138,9 +142,11 @@ def compare_scores(
     ballots, per_seed = _ballots(rows, labels, chosen)
     met = [{*b.values, *b.last} for b in ballots]
     apart = [label for label in labels if not any(label in some and len(some) > 1 for some in met)]
-    excluded |= dict.fromkeys(apart, "no other method has a value of the same score")
+    excluded |= {label: _why_apart(rows, label, chosen) for label in apart}
     labels = [label for label in labels if label not in apart]
-    made = Comparison(methods=labels, excluded=excluded, ballots=ballots)
+    made = Comparison(
+        methods=labels, excluded=excluded, ballots=ballots, notes=_nothing_to_match(rows, chosen)
+    )
     if len(labels) < 2:
         made.notes.append(f"nothing to rank: {len(labels)} methods on {len(ballots)} ballots")
         return made
@@ -154,6 +160,29 @@ def compare_scores(
     if tables:
         made.instance = rank_instances(tables, labels, references, resamples, rng)
     return made
+
+
+def _why_apart(rows: Mapping[tuple[str, str], Sequence[Judged]], label: str, chosen: Sequence[Key]) -> str:
+    """Why a method is on no ballot with another."""
+    models = [j for (_, name), judged in rows.items() if name == label for j in judged]
+    if any(goodness(j, key) is not None for j in models for key in chosen):
+        return "no other method has a value of the same score"
+    return "it has no value of what is ranked"
+
+
+def _nothing_to_match(rows: Mapping[tuple[str, str], Sequence[Judged]], chosen: Sequence[Key]) -> list[str]:
+    """What is on no ballot of a problem because retrained models, which it is to match, are not there."""
+    notes = []
+    for problem in dict.fromkeys(p for p, _ in rows):
+        models = [j for (where, _), judged in rows.items() if where == problem for j in judged]
+        unmatched = []
+        for metric, split in chosen:
+            scores = [s for j in models if (s := j.score(metric, split)) is not None and s.value is not None]
+            if scores and all(s.direction == "match" and s.reference is None for s in scores):
+                unmatched.append(f"{metric}@{split}")
+        if unmatched:
+            notes.append(f"{problem}: no retrained model to match, so not ranked on {', '.join(unmatched)}")
+    return notes
 
 
 def ranked_metrics(names: Sequence[str]) -> list[Key]:
@@ -191,11 +220,17 @@ def chosen_scores(scores: ScoreFile, metrics: Sequence[Key] | Literal["all"] | N
             for k in measured
             if k[0] not in ("average-gap", "tow", "tow-mia") and not k[0].endswith("-ratio")
         ]
-    for metric, split in metrics:
+    _require_measured(scores, metrics)
+    return list(dict.fromkeys(metrics))
+
+
+def _require_measured(scores: ScoreFile, wanted: Sequence[Key]) -> None:
+    """Raise BadInput with the nearest name where no run has a score."""
+    measured = {(s.metric, s.split) for j in scores.judged for s in j.scores}
+    for metric, split in wanted:
         if (metric, split) not in measured:
             near = did_you_mean(f"{metric}@{split}", [f"{m}@{s}" for m, s in measured])
             raise BadInput(f"no run has '{metric}@{split}'{near}")
-    return list(dict.fromkeys(metrics))
 
 
 def _below_floors(
@@ -204,8 +239,14 @@ def _below_floors(
     excluded: dict[str, str] = {}
     for (problem, label), judged in rows.items():
         for floor in floors:
-            found = [s for j in judged if (s := j.score(floor.metric, floor.split)) and s.value is not None]
+            scores = [s for j in judged if (s := j.score(floor.metric, floor.split)) is not None]
+            found = [s for s in scores if s.value is not None]
             if not found:
+                if scores:
+                    excluded[label] = (
+                        f"{floor.metric}@{floor.split} is {scores[0].status.replace('_', ' ')} on {problem}, so that nobody "
+                        "knows whether it reaches the floor"
+                    )
                 continue
             mean = math.fsum(s.value or 0.0 for s in found) / len(found)
             sign = -1 if found[0].direction == "lower" else 1
