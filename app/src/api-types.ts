@@ -50,6 +50,46 @@ export interface Attacker {
   auc: RecordedScore | null;
   /** as recorded in scores.json: share of forget rows called non-members */
   efficacy: RecordedScore | null;
+  /** true positive rates of the same attack on retrained models, the largest at a false positive rate of `at` at most */
+  retrained: BandCurve;
+}
+
+export interface BandCurve {
+  /** how many retrained models there are; 0: nothing to draw */
+  models: number;
+  mean: (number | null)[];
+  /** the smallest of them */
+  low: (number | null)[];
+  /** the largest of them */
+  high: (number | null)[];
+  /** lower end of the 95 % prediction interval of one further retrained model at this position; `low` where it is unknown, of one model and where all agree */
+  least: (number | null)[];
+  /** its upper end */
+  most: (number | null)[];
+  at: number[];
+}
+
+export interface BandEnds {
+  low: number;
+  high: number;
+  /** lower end of the 95 % prediction interval of one further retrained model; `low` where it is unknown, of one model and where all agree */
+  least: number;
+  /** its upper end */
+  most: number;
+}
+
+export interface Bands {
+  /** how many retrained models there are; 0: nothing to draw */
+  models: number;
+  mean: (number | null)[];
+  /** the smallest of them */
+  low: (number | null)[];
+  /** the largest of them */
+  high: (number | null)[];
+  /** lower end of the 95 % prediction interval of one further retrained model at this position; `low` where it is unknown, of one model and where all agree */
+  least: (number | null)[];
+  /** its upper end */
+  most: (number | null)[];
 }
 
 export interface Catalog {
@@ -119,6 +159,8 @@ export interface Contrast {
   n: number | null;
   bars: GroupBars[];
   layers: LayerLine[];
+  /** of the similarities that the run measured */
+  layer_bands: LayerBand[];
   matrices: Matrix[] | null;
   residuals: Residuals[] | null;
   /** layers whose features were collected of both */
@@ -142,8 +184,8 @@ export interface CurveScore {
   value: number | null;
   budget: Record<string, number>;
   curve: Points;
-  /** the retrained models' curves */
-  controls: Points[];
+  /** where the same attack brings retrained models */
+  retrained: BandCurve;
 }
 
 export interface Drawn {
@@ -230,8 +272,25 @@ export interface GroupBars {
   groups: string[];
   a: (number | null)[];
   b: (number | null)[];
-  /** mean of the retrained models */
-  retrained: (number | null)[];
+  /** where the retrained models lie, by group */
+  retrained: Bands;
+}
+
+export interface LayerBand {
+  /** how many retrained models there are; 0: nothing to draw */
+  models: number;
+  mean: (number | null)[];
+  /** the smallest of them */
+  low: (number | null)[];
+  /** the largest of them */
+  high: (number | null)[];
+  /** lower end of the 95 % prediction interval of one further retrained model at this position; `low` where it is unknown, of one model and where all agree */
+  least: (number | null)[];
+  /** its upper end */
+  most: (number | null)[];
+  /** which two kinds of models */
+  name: string;
+  layers: string[];
 }
 
 export interface LayerLine {
@@ -502,6 +561,12 @@ export interface Separation {
   unit: string;
   delta: number;
   samples: Sample[];
+  /** of the bins of a histogram, from all samples together */
+  edges: number[];
+  /** whether the bins are equally wide on a logarithmic axis */
+  log: boolean;
+  /** shares of the forget set by bin, in retrained models */
+  density: Bands;
   attackers: Attacker[];
   comparisons: Comparison[];
   /** by part: why there is none */
@@ -572,8 +637,8 @@ export interface TableColumn {
   group: "results" | "further" | "across" | "attacks" | "costs";
   low: number | null;
   high: number | null;
-  /** smallest and largest value of the retrained models */
-  retrained: Ends | null;
+  /** where the retrained models lie; None of no model */
+  retrained: BandEnds | null;
 }
 
 export interface TableRow {

@@ -327,7 +327,8 @@ def test_curves_are_those_of_the_record(reader: Reader, runs: Path) -> None:
     for kind in ("pruning", "quantization"):
         box = page.locator(".panel:has(> h3)").filter(has_text=f"Knowledge after {kind}")
         lines = box.locator("svg[role=img] > g:has(> path[fill=none])")
-        assert lines.count() == 4  # two retrained models, the target, and this one
+        assert lines.count() == 3  # the retrained models' mean over their band, the target, and this one
+        assert box.locator("svg[role=img] > g.band > path").count() == 2
         points = lines.last.locator("circle").all()
         recorded = of["gradient-ascent", 0][f"{kind}-knowledge"]["values"]
         mine = [v for v in recorded if v is not None]  # what is undefined is not drawn
@@ -337,6 +338,43 @@ def test_curves_are_those_of_the_record(reader: Reader, runs: Path) -> None:
         axis = {float(t.text_content()): _down(t) for t in ticks}
         assert {0, 1} <= set(axis)
         assert (np.asarray(y) - axis[0]) / (axis[1] - axis[0]) == pytest.approx(mine, abs=0.005)
+
+
+def test_bars_lie_over_the_band_of_the_retrained_models(reader: Reader, runs: Path) -> None:
+    page = reader.open(f"{PAGES['contrast']}&metric=accuracy")
+    scores = json.loads((runs / "small" / "scores.json").read_text())
+    values = [
+        s["groups"]["3"]
+        for j in scores["judged"] if (j["problem"], j["method"]) == ("digits", "retrain")
+        for s in j["scores"] if (s["metric"], s["split"]) == ("accuracy", "test")
+    ]  # fmt: skip
+    chart = page.locator("svg[aria-label^='Accuracy by group']")
+    ticks = chart.locator(".axis > g").all()
+    place = {
+        float(t.text_content().rstrip(" %")) / 100: float(t.get_attribute("transform")[10:].split(",")[0])
+        for t in ticks
+    }
+    scale = place[1.0] - place[0.0]
+    pale, dark = chart.locator("g[data-group='3'] .band rect").all()
+    ends = [
+        [(float(r.get_attribute("x")) + w - place[0.0]) / scale for w in (0, float(r.get_attribute("width")))]
+        for r in (dark, pale)
+    ]
+    assert ends[0] == pytest.approx([min(values), max(values)], abs=2e-3)
+    assert ends[1][0] <= ends[0][0] + 1e-9 and ends[1][1] >= ends[0][1] - 1e-9
+    assert ends[1][0] + 1e-9 >= 0 and ends[1][1] <= 1 + 1e-9
+    page.get_by_role("button", name="B − A", exact=True).click()
+    assert chart.locator(".band").count() == 0
+
+
+def test_every_chart_with_retrained_models_has_their_band(reader: Reader) -> None:
+    page = reader.open(PAGES["screen"])
+    assert page.locator("svg[aria-label*=' against '] .band rect").count() == 2
+    page = reader.open(PAGES["attack"])
+    for name in ("distributions, loss (nats)", "ROC curves"):
+        assert page.locator(f"svg[aria-label='{name}'] > g.band > path").count() == 2, name
+    page = reader.open(PAGES["contrast"])
+    assert page.locator("svg[aria-label='CKA'] > g.band > path").count() == 2
 
 
 def test_the_ledger_is_shown(reader: Reader, ledger: Path) -> None:

@@ -126,7 +126,7 @@ function Membership(props: { data: Separation; model: string }) {
       { name: "forget set", color: COLOR.forget, values: attacker.asked.values },
       { name: "retain set", color: COLOR.retain, values: sample("retain") },
       { name: "holdout", color: COLOR.holdout, values: sample("holdout") },
-      ...data.samples.filter((s) => s.role === "retrained").slice(0, 1).map((s) => ({ name: `forget set, ${s.name.split(",")[0]}`, color: COLOR.retrained, values: s.values, dashed: true })),
+      ...(data.density.models ? [{ name: `forget set, retrained${data.density.models > 1 ? ", mean" : ""}`, color: COLOR.retrained, shares: data.density.mean, dashed: true }] : []),
     ],
     [data, attacker],
   );
@@ -155,7 +155,7 @@ function Membership(props: { data: Separation; model: string }) {
       </div>
       <div className="two">
         <div className="panel">
-          <Distribution curves={curves} unit={`${data.statistic.replace(/_/g, " ")} (${data.unit})`} threshold={at} onThreshold={setAt} below={side[0]} above={side[1]} name={`attack-${data.statistic}`} />
+          <Distribution curves={curves} edges={data.edges} log={data.log} band={data.density} unit={`${data.statistic.replace(/_/g, " ")} (${data.unit})`} threshold={at} onThreshold={setAt} below={side[0]} above={side[1]} name={`attack-${data.statistic}`} />
           <dl className="facts" aria-live="polite">
             <Fact name="Threshold" id="threshold">{number(at, 4)}</Fact>
             <Fact name="Forget rows called members" id="tpr">{percent(tpr)}</Fact>
@@ -193,6 +193,7 @@ function Membership(props: { data: Separation; model: string }) {
           <Roc
             log={log}
             at={[fpr, tpr]}
+            band={attacker.retrained}
             sides={[{ name: shownModel(props.model), color: COLOR.forget, members: attacker.asked.values, nonmembers: attacker.matched.values, membersBelow: attacker.members_below }]}
           />
         </div>
@@ -268,6 +269,9 @@ function AgainstRetrained(props: { data: Separation; model: string }) {
               { name: `forget set, ${shownModel(props.model)}`, color: COLOR.forget, values: mine },
               { name: `forget set, ${shownModel(chosen.name.split(" against ")[1])}`, color: COLOR.retrained, values: theirs, mirrored: true },
             ]}
+            edges={data.edges}
+            log={data.log}
+            band={data.density}
             unit={`${data.statistic.replace(/_/g, " ")} (${data.unit})`}
             threshold={at}
             onThreshold={setAt}
@@ -335,7 +339,7 @@ function Curves(props: { problem: ProblemView; model: string }) {
       </Panel>
     );
   return (
-    <Panel title="What effort brings back" caption="The attacked model against the same attack on retrained models (gray): forgetting is shallow where the model comes back sooner than they learn.">
+    <Panel title="What effort brings back" caption="The attacked model against the same attack on retrained models: the gray band spans them, in the paler one 95 % of further ones would lie. Forgetting is shallow where the model comes back sooner than they learn.">
       <div className="two">
         {mine.map((c) => (
           <div key={`${c.metric}${c.split}`} className="panel">
@@ -347,6 +351,7 @@ function Curves(props: { problem: ProblemView; model: string }) {
               title={c.unit}
               over={c.curve.over}
               lines={linesOf(c, props.model, props.problem)}
+              bands={[{ at: c.retrained.at, band: c.retrained }]}
               range={["knowledge", "share", "AUC"].includes(c.unit) ? [0, 1] : undefined}
             />
           </div>
@@ -359,7 +364,7 @@ function Curves(props: { problem: ProblemView; model: string }) {
 function linesOf(c: CurveScore, model: string, problem: ProblemView) {
   const target = problem.curves.find((o) => o.label === "target" && o.seed === c.seed && o.metric === c.metric && model !== `target@${c.seed}`);
   return [
-    ...c.controls.map((k, i) => ({ name: i ? "" : "retrained", color: COLOR.retrained, at: k.at, values: k.values, faint: i > 0 })),
+    ...(c.retrained.models ? [{ name: c.retrained.models > 1 ? "retrained, mean" : "retrained", color: COLOR.retrained, at: c.retrained.at, values: c.retrained.mean, dashed: true }] : []),
     ...(target ? [{ name: "target, before forgetting", color: COLOR.target, at: target.curve.at, values: target.curve.values, dashed: true }] : []),
     { name: shownModel(model), color: COLOR.a, at: c.curve.at, values: c.curve.values },
   ];

@@ -104,7 +104,7 @@ function Views(props: { data: ContrastData; pair: Pair }) {
               </>
             )
           }
-          caption={metric && "The black tick is the mean of the retrained models; the number is B minus A."}
+          caption={metric && "The black tick is the mean of the retrained models, the gray behind the bars spans them, and in the paler gray 95 % of further ones would lie; the number is B minus A."}
         >
           {metric ? (
             <>
@@ -149,12 +149,19 @@ function Views(props: { data: ContrastData; pair: Pair }) {
 
 function Layers(props: { data: ContrastData; pair: Pair; lit?: number; onHover: (i: number | undefined) => void }) {
   const { data } = props;
-  const layers = useMemo(() => [...new Set(data.layers.flatMap((l) => l.layers))].sort(natural), [data]);
+  const layers = useMemo(() => [...new Set([...data.layers, ...data.layer_bands].flatMap((l) => l.layers))].sort(natural), [data]);
   const shared = layers.length > 1 && layers.every((l) => l.startsWith(`${layers[0].split(".")[0]}.`)) ? layers[0].split(".")[0].length + 1 : 0;
   const { pair } = props;
+  const { params } = useRoute();
+  const others = data.layer_bands.map((b) => b.name.replace("retrained to ", ""));
+  const other = others.includes(params.band) ? params.band : (others.at(-1) ?? "");
   const color = (name: string) => (name.startsWith(`${pair.a} to ${pair.b}`) ? "var(--ink)" : name.startsWith(`${pair.a} `) ? COLOR.a : COLOR.b);
   return (
-    <Panel title="Similarity of layers" caption="Linear CKA, 1 = the same up to rotation and scale. Solid: to the retrained models and to each other; dashed: to the target. A layer that stays like the target's while the output changes points at suppression.">
+    <Panel
+      title="Similarity of layers"
+      tools={others.length > 1 && <Segments label="Band" value={other} options={others.map((o) => ({ value: o, label: `Band to ${o}`, title: `how alike retrained models and the ${o} are` }))} onChange={(v) => change({ band: v })} />}
+      caption="Linear CKA, 1 = the same up to rotation and scale. Solid: to the retrained models and to each other; dashed: to the target. The gray band spans retrained models, compared with the other retrained ones or with the target, and in the paler one 95 % of further ones would lie. A layer that stays like the target's while the output changes points at suppression."
+    >
       {data.layers.length ? (
         <Lines
           name="layers"
@@ -164,6 +171,9 @@ function Layers(props: { data: ContrastData; pair: Pair; lit?: number; onHover: 
           range={[0, 1]}
           lit={props.lit}
           onHover={props.onHover}
+          bands={data.layer_bands
+            .filter((b) => b.name.endsWith(` ${other}`))
+            .map((b) => ({ name: b.name, at: b.layers.map((k) => layers.indexOf(k)), band: b }))}
           lines={data.layers.map((l) => ({
             name: l.name.replace(pair.a, "A").replace(pair.b, "B"),
             color: color(l.name),

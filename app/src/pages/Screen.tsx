@@ -8,7 +8,7 @@ import { DIRECTIONS, measure, number, plural, signed, splitName } from "../forma
 import { useData } from "../api";
 import { NoRuns, WithRun, runPath } from "../context";
 import { address, change, useRoute } from "../route";
-import type { Charts, ProblemView, Screen as ScreenData, ScreenCell, TableCell, VerdictLine } from "../api-types";
+import type { BandEnds, Charts, ProblemView, Screen as ScreenData, ScreenCell, TableCell, VerdictLine } from "../api-types";
 import { Rankings } from "./Rankings";
 
 interface Col {
@@ -18,7 +18,7 @@ interface Col {
   unit: string;
   direction: string;
   definition?: string;
-  retrained?: { low: number; high: number } | null;
+  retrained?: BandEnds | null;
 }
 interface Cell {
   value: number | null;
@@ -407,6 +407,7 @@ function Pareto(props: { columns: Col[]; rows: Row[] }) {
     return [{ id: `${r.run}|${r.problem}|${r.label}`, label: r.label, role: r.role, x: a.value, y: b.value, xs: [a.low ?? a.value, a.high ?? a.value], ys: [b.low ?? b.value, b.high ?? b.value] }];
   });
   const left = kept.length - points.length;
+  const boxed = props.columns[x].retrained && props.columns[y].retrained;
   const of = (i: number, v: number) => measure(v, props.columns[i].unit);
   return (
     <Panel
@@ -417,7 +418,7 @@ function Pareto(props: { columns: Col[]; rows: Row[] }) {
           <Choice label="Up" value={keyOf(props.columns[y])} options={options} onChange={(v) => change({ y: v })} />
         </>
       }
-      caption={`The gray box spans the retrained models: forgetting should arrive in it.${left ? ` ${plural(left, "row")} without both values ${left === 1 ? "is" : "are"} not drawn.` : ""}`}
+      caption={`${boxed ? "The gray box spans the retrained models, in the paler one 95 % of further ones would lie: forgetting should arrive there." : ""}${left ? ` ${plural(left, "row")} without both values ${left === 1 ? "is" : "are"} not drawn.` : ""}`}
     >
       <Plane
         points={points}

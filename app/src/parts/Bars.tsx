@@ -1,8 +1,9 @@
-// One metric by group: two models beside each other, the retrained models as a tick; or the difference of the two.
+// One metric by group: two models beside each other over the band of the retrained models; or the difference of the two.
 import type { ReactNode } from "react";
 import { number } from "../format";
-import type { GroupBars } from "../api-types";
+import type { BandEnds, GroupBars } from "../api-types";
 import { AxisX } from "./Axis";
+import { BandKey, BandStripe } from "./Band";
 import { COLOR, useWidth } from "./basics";
 import { Save } from "./Save";
 import { linear } from "./scale";
@@ -17,13 +18,13 @@ export function Bars(props: {
 }) {
   const { bars } = props;
   const [place, width] = useWidth();
-  const each = props.difference ? 22 : 26;
+  const each = props.difference ? 22 : 28;
   const longest = Math.max(...bars.groups.map((g) => g.length));
   const [left, right, top] = [Math.min(160, 18 + 7 * longest), 54, 6];
   const height = top + each * bars.groups.length + 40;
   const share = bars.unit === "share";
   const scaled = (v: number) => (share ? `${number(100 * v, 3)} %` : number(v, 3));
-  const values = [...bars.a, ...bars.b, ...bars.retrained].filter((v): v is number => v !== null);
+  const values = [...bars.a, ...bars.b, ...bars.retrained.low, ...bars.retrained.high].filter((v): v is number => v !== null);
   const gaps = bars.groups.map((_, i) => diff(bars.a[i], bars.b[i]));
   const reach = Math.max(1e-9, ...gaps.map((g) => Math.abs(g ?? 0)));
   const x = props.difference
@@ -34,6 +35,7 @@ export function Bars(props: {
     <div ref={place} className="plot">
       <div className="row">
         {props.legend}
+        <span className="legend">{!props.difference && <BandKey band={bars.retrained} />}</span>
         <span className="grow" />
         <Save of={place} name={`${bars.metric}-by-group`} />
       </div>
@@ -44,7 +46,7 @@ export function Bars(props: {
           ))}
           {bars.groups.map((group, i) => {
             const y = top + i * each;
-            const [a, b, r] = [bars.a[i], bars.b[i], bars.retrained[i]];
+            const [a, b, r] = [bars.a[i], bars.b[i], bandAt(bars, i)];
             const on = props.lit === group;
             const bar = (v: number | null, at: number, thick: number, color: string) =>
               v === null ? null : (
@@ -56,10 +58,11 @@ export function Bars(props: {
                 <text className={on ? "strong" : ""} x={left - 8} y={y + each / 2} dy="0.34em" textAnchor="end">
                   {group.length > 20 ? `${group.slice(0, 19)}…` : group}
                 </text>
+                {!props.difference && r && <BandStripe band={r} x={x} room={[left, width - right]} y={y + 1} height={each - 2} />}
                 {props.difference
                   ? bar(gaps[i], y + 4, each - 8, (gaps[i] ?? 0) >= 0 ? COLOR.b : COLOR.a)
-                  : [<g key="a">{bar(a, y + 3, 9, COLOR.a)}</g>, <g key="b">{bar(b, y + 13, 9, COLOR.b)}</g>]}
-                {!props.difference && r !== null && <line x1={x(r)} x2={x(r)} y1={y + 1} y2={y + 24} stroke="var(--ink)" strokeWidth={2} />}
+                  : [<g key="a">{bar(a, y + 5, 8, COLOR.a)}</g>, <g key="b">{bar(b, y + 15, 8, COLOR.b)}</g>]}
+                {!props.difference && r && <line x1={x(r.mean)} x2={x(r.mean)} y1={y + 1} y2={y + each - 1} stroke="var(--ink)" strokeWidth={2} />}
                 <text className={on ? "strong" : ""} x={width - right + 6} y={y + each / 2} dy="0.34em">
                   {gaps[i] === null ? "–" : `${(gaps[i] as number) > 0 ? "+" : ""}${share ? number(100 * (gaps[i] as number), 3) : number(gaps[i] as number, 2)}`}
                 </text>
@@ -71,6 +74,12 @@ export function Bars(props: {
       )}
     </div>
   );
+}
+
+/** The band of a group; none of a group that no retrained model has. */
+function bandAt(bars: GroupBars, i: number): (BandEnds & { mean: number }) | null {
+  const { mean, low, high, least, most } = bars.retrained;
+  return mean[i] === null ? null : ({ mean: mean[i], low: low[i], high: high[i], least: least[i], most: most[i] } as BandEnds & { mean: number });
 }
 
 const diff = (a: number | null, b: number | null) => (a === null || b === null ? null : b - a);

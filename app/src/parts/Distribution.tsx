@@ -1,23 +1,29 @@
 // Distributions of a statistic with a threshold that can be dragged, or moved with the arrow keys.
 import { useMemo, useRef } from "react";
 import { number } from "../format";
+import type { Bands } from "../api-types";
 import { AxisX, AxisY } from "./Axis";
+import { BandArea, BandKey } from "./Band";
 import { Swatch, useWidth } from "./basics";
 import { Save } from "./Save";
-import { type Scale, linear, logarithmic } from "./scale";
+import { below, linear, logarithmic } from "./scale";
 
 export interface Curve {
   name: string;
   color: string;
-  values: number[];
+  /** Sorted values, or their share by bin where that is known. */
+  values?: number[];
+  shares?: (number | null)[];
   dashed?: boolean;
   mirrored?: boolean;
 }
 
-const BINS = 48;
-
 export function Distribution(props: {
   curves: Curve[];
+  edges: number[];
+  log: boolean;
+  /** Retrained models' shares by bin, on the side of the mirrored curves where there are any. */
+  band: Bands;
   unit: string;
   threshold: number;
   onThreshold: (value: number) => void;
@@ -30,22 +36,22 @@ export function Distribution(props: {
   const svg = useRef<SVGSVGElement>(null);
   const height = props.height ?? 250;
   const [left, right, top, bottom] = [46, 14, 30, 42];
-  const [low, high, log] = useMemo(() => domain(props.curves), [props.curves]);
-  const x = useMemo(
-    () => (log ? logarithmic(low, high, left, width - right) : linear(low, high, left, width - right)),
-    [low, high, log, width],
-  );
-  const shares = useMemo(() => props.curves.map((c) => histogram(c.values, x, left, width - right)), [props.curves, x, width]);
-  const most = Math.max(0.01, ...shares.flat());
+  const { edges, band } = props;
+  const [low, high] = [edges[0], edges[edges.length - 1]];
+  const x = useMemo(() => (props.log ? logarithmic : linear)(low, high, left, width - right), [low, high, props.log, width]);
+  const at = useMemo(() => edges.map((e) => x(e)), [edges, x]);
+  const shares = useMemo(() => props.curves.map((c) => c.shares?.map((s) => s ?? 0) ?? histogram(c.values ?? [], edges)), [props.curves, edges]);
+  const most = Math.max(0.01, ...shares.flat(), ...band.high.map((v) => v ?? 0));
   const mirrored = props.curves.some((c) => c.mirrored);
   const base = mirrored ? top + (height - top - bottom) / 2 : height - bottom;
   const y = linear(0, most, base, top, mirrored ? 3 : 4);
-  const at = Math.min(width - right, Math.max(left, x(clampTo(props.threshold, low, high))));
+  const cut = Math.min(width - right, Math.max(left, x(clampTo(props.threshold, low, high))));
+  const down = (v: number) => 2 * base - y(v);
   const move = (clientX: number) => {
     const box = svg.current?.getBoundingClientRect();
     if (box) props.onThreshold(x.invert(Math.min(width - right, Math.max(left, clientX - box.left))));
   };
-  const step = (pixels: number) => props.onThreshold(x.invert(Math.min(width - right, Math.max(left, at + pixels))));
+  const step = (pixels: number) => props.onThreshold(x.invert(Math.min(width - right, Math.max(left, cut + pixels))));
   return (
     <div ref={place} className="plot">
       <div className="legend">
@@ -55,6 +61,7 @@ export function Distribution(props: {
             {c.name}
           </span>
         ))}
+        <BandKey band={band} />
         <span className="grow" />
         <Save of={place} name={props.name} />
       </div>
@@ -63,10 +70,11 @@ export function Distribution(props: {
           <AxisY scale={y} x={left} to={width - right} title="share of examples" format={(v) => `${number(100 * v, 3)} %`} />
           <AxisX scale={x} y={height - bottom} x={[left, width - right]} title={props.unit} />
           {mirrored && <line className="gridline" x1={left} x2={width - right} y1={base} y2={base} />}
+          <BandArea band={band} at={at} y={mirrored ? down : y} room={[top, height - bottom]} step />
           {props.curves.map((c, i) => (
             <path
               key={c.name}
-              d={outline(shares[i], left, width - right, base, c.mirrored ? (v) => 2 * base - y(v) : y)}
+              d={outline(shares[i], at, base, c.mirrored ? down : y)}
               fill={c.color}
               fillOpacity={c.dashed ? 0 : 0.14}
               stroke={c.color}
@@ -96,15 +104,15 @@ export function Distribution(props: {
               }
             }}
           >
-            <rect x={at - 9} y={top - 14} width={18} height={height - bottom - top + 14} fill="transparent" />
-            <line className="grip" x1={at} x2={at} y1={top - 12} y2={height - bottom} stroke="var(--ink)" strokeWidth={1.5} />
-            <path d={`M${at - 6},${top - 14}h12l-6,8z`} fill="var(--ink)" />
+            <rect x={cut - 9} y={top - 14} width={18} height={height - bottom - top + 14} fill="transparent" />
+            <line className="grip" x1={cut} x2={cut} y1={top - 12} y2={height - bottom} stroke="var(--ink)" strokeWidth={1.5} />
+            <path d={`M${cut - 6},${top - 14}h12l-6,8z`} fill="var(--ink)" />
           </g>
-          <text x={at - 10} y={top - 6} textAnchor="end">
-            {at > left + 130 ? `${props.below} ◂` : ""}
+          <text x={cut - 10} y={top - 6} textAnchor="end">
+            {cut > left + 130 ? `${props.below} ◂` : ""}
           </text>
-          <text x={at + 10} y={top - 6}>
-            {at < width - right - 130 ? `▸ ${props.above}` : ""}
+          <text x={cut + 10} y={top - 6}>
+            {cut < width - right - 130 ? `▸ ${props.above}` : ""}
           </text>
         </svg>
       )}
@@ -114,29 +122,12 @@ export function Distribution(props: {
 
 const clampTo = (v: number, low: number, high: number) => Math.min(high, Math.max(low, v));
 
-function domain(curves: Curve[]): [number, number, boolean] {
-  let [low, high] = [Infinity, -Infinity];
-  for (const c of curves)
-    if (c.values.length) {
-      low = Math.min(low, c.values[0]);
-      high = Math.max(high, c.values[c.values.length - 1]);
-    }
-  if (!Number.isFinite(low)) return [0, 1, false];
-  if (low >= 0 && high > 0) {
-    const all = curves.flatMap((c) => c.values).sort((a, b) => a - b);
-    const floor = Math.max(1e-6, all[Math.floor(all.length * 0.01)]);
-    if (high / floor > 50) return [Math.min(floor, high / 10), high, true];
-  }
-  return high > low ? [low, high, false] : [low - 0.5, low + 0.5, false];
+/** Shares of sorted values between edges; what lies outside is in the first or last bin. */
+function histogram(values: number[], edges: number[]): number[] {
+  const under = edges.map((e, i) => (i === 0 ? 0 : i === edges.length - 1 ? values.length : below(values, e)));
+  return under.slice(1).map((n, i) => (n - under[i]) / Math.max(1, values.length));
 }
 
-function histogram(values: number[], x: Scale, from: number, to: number): number[] {
-  const counts = new Array<number>(BINS).fill(0);
-  for (const v of values) counts[Math.min(BINS - 1, Math.max(0, Math.floor(((x(v) - from) / (to - from)) * BINS)))]++;
-  return counts.map((c) => c / Math.max(1, values.length));
-}
-
-function outline(shares: number[], from: number, to: number, base: number, y: (v: number) => number): string {
-  const step = (to - from) / BINS;
-  return `M${from},${base}${shares.map((s, i) => `V${y(s).toFixed(1)}H${(from + (i + 1) * step).toFixed(1)}`).join("")}V${base}Z`;
+function outline(shares: number[], at: number[], base: number, y: (v: number) => number): string {
+  return `M${at[0]},${base}${shares.map((s, i) => `V${y(s).toFixed(1)}H${at[i + 1].toFixed(1)}`).join("")}V${base}Z`;
 }

@@ -2,6 +2,8 @@
 import { useState } from "react";
 import { number } from "../format";
 import { AxisX, AxisY } from "./Axis";
+import type { Bands } from "../api-types";
+import { BandArea, BandKey } from "./Band";
 import { Swatch, useWidth } from "./basics";
 import { Save } from "./Save";
 import { linear } from "./scale";
@@ -12,11 +14,17 @@ export interface Line {
   dashed?: boolean;
   at: number[];
   values: (number | null)[];
-  faint?: boolean;
+}
+
+export interface LineBand {
+  name?: string;
+  at: number[];
+  band: Bands;
 }
 
 export function Lines(props: {
   lines: Line[];
+  bands?: LineBand[];
   name: string;
   title: string;
   over: string;
@@ -29,8 +37,9 @@ export function Lines(props: {
   const [near, setNear] = useState<number>();
   const height = 250;
   const [left, right, top, bottom] = [52, 30, 26, 44];
-  const every = props.lines.flatMap((l) => l.at);
-  const values = props.lines.flatMap((l) => l.values).filter((v): v is number => v !== null);
+  const bands = props.bands ?? [];
+  const every = [...props.lines, ...bands].flatMap((l) => l.at);
+  const values = [...props.lines.flatMap((l) => l.values), ...bands.flatMap((b) => [...b.band.low, ...b.band.high])].filter((v): v is number => v !== null);
   const [low, high] = props.range ?? [Math.min(...values), Math.max(...values)];
   const pad = props.range ? 0 : (high - low || Math.abs(high) || 1) * 0.06;
   const positions = [...new Set(every)].sort((a, b) => a - b);
@@ -48,15 +57,16 @@ export function Lines(props: {
   return (
     <div ref={place} className="plot">
       <div className="legend">
-        {props.lines
-          .filter((l) => !l.faint)
-          .map((l) => (
-            <span key={l.name}>
-              <Swatch color={l.color} square={l.dashed} />
-              {l.name}
-              {lit !== undefined && l.at.includes(lit) && <b>{shownAt(l, lit)}</b>}
-            </span>
-          ))}
+        {props.lines.map((l) => (
+          <span key={l.name}>
+            <Swatch color={l.color} square={l.dashed} />
+            {l.name}
+            {lit !== undefined && l.at.includes(lit) && <b>{shownAt(l, lit)}</b>}
+          </span>
+        ))}
+        {bands.map((b, i) => (
+          <BandKey key={i} band={b.band} name={b.name} />
+        ))}
         <span className="grow" />
         <Save of={place} name={props.name} />
       </div>
@@ -82,12 +92,15 @@ export function Lines(props: {
             format={props.labels ? (v) => short((props.labels as string[])[v] ?? "", (width - left) / positions.length) : undefined}
           />
           {lit !== undefined && <line className="gridline" x1={x(lit)} x2={x(lit)} y1={top} y2={height - bottom} />}
+          {bands.map((b, i) => (
+            <BandArea key={i} band={b.band} at={b.at.map(x)} y={y} room={[top, height - bottom]} />
+          ))}
           {props.lines.map((l, i) => (
-            <g key={`${l.name}${i}`} opacity={l.faint ? 0.5 : 1}>
-              <path d={pathOf(l, x, y)} fill="none" stroke={l.color} strokeWidth={l.faint ? 1.2 : 1.9} strokeDasharray={l.dashed ? "5 3" : undefined} />
+            <g key={`${l.name}${i}`}>
+              <path d={pathOf(l, x, y)} fill="none" stroke={l.color} strokeWidth={1.9} strokeDasharray={l.dashed ? "5 3" : undefined} />
               {l.at.map((p, j) => {
                 const v = l.values[j];
-                return v === null ? null : <circle key={p} cx={x(p)} cy={y(v)} r={l.faint ? 2 : 3} fill={l.color} />;
+                return v === null ? null : <circle key={p} cx={x(p)} cy={y(v)} r={3} fill={l.color} />;
               })}
             </g>
           ))}

@@ -1,5 +1,7 @@
 // Models as points of two measures, with intervals and the box of the retrained models.
 import { AxisX, AxisY } from "./Axis";
+import type { BandEnds } from "../api-types";
+import { BandBox } from "./Band";
 import { useWidth } from "./basics";
 import { Save } from "./Save";
 import { linear } from "./scale";
@@ -16,7 +18,7 @@ export interface PlanePoint {
 
 export function Plane(props: {
   points: PlanePoint[];
-  box: [{ low: number; high: number } | null, { low: number; high: number } | null];
+  box: [BandEnds | null, BandEnds | null];
   names: [string, string];
   format: [(v: number) => string, (v: number) => string];
   lit?: string;
@@ -26,7 +28,7 @@ export function Plane(props: {
   const height = 360;
   const [left, right, top, bottom] = [64, 20, 24, 44];
   const { points } = props;
-  const range = (of: (p: PlanePoint) => number, box: { low: number; high: number } | null): [number, number] => {
+  const range = (of: (p: PlanePoint) => number, box: BandEnds | null): [number, number] => {
     const all = [...points.map(of), ...(box ? [box.low, box.high] : [])];
     const [low, high] = [Math.min(...all), Math.max(...all)];
     const pad = (high - low || Math.abs(high) || 1) * 0.06;
@@ -48,14 +50,7 @@ export function Plane(props: {
         <svg width={width} height={height} role="img" aria-label={`${props.names[1]} against ${props.names[0]}`} style={{ display: "block" }}>
           <AxisY scale={y} x={left} to={width - right} title={props.names[1]} format={props.format[1]} />
           <AxisX scale={x} y={height - bottom} x={[left, width - right]} title={props.names[0]} format={props.format[0]} />
-          {bx && by && (
-            <g>
-              <rect x={x(bx.low) - 8} y={y(by.high) - 8} width={x(bx.high) - x(bx.low) + 16} height={y(by.low) - y(by.high) + 16} rx={5} fill="var(--retrained)" fillOpacity={0.22} />
-              <text x={x(bx.high) + 8} y={y(by.high) - 13} textAnchor="end">
-                retrained
-              </text>
-            </g>
-          )}
+          {bx && by && <BandBox x={bx} y={by} across={x} up={y} room={[left, width - right, top, height - bottom]} />}
           {points.map((p) => {
             const color = `var(--${p.role === "unlearned" ? "unlearned" : p.role})`;
             const [cx, cy] = [x(p.x), y(p.y)];

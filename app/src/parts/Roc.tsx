@@ -2,7 +2,9 @@
 import { useMemo } from "react";
 import { number } from "../format";
 import { AxisX, AxisY } from "./Axis";
-import { Swatch, useWidth } from "./basics";
+import type { BandCurve } from "../api-types";
+import { BandArea, BandKey } from "./Band";
+import { COLOR, Swatch, useWidth } from "./basics";
 import { Save } from "./Save";
 import { linear, logarithmic } from "./scale";
 
@@ -35,7 +37,7 @@ export function area(points: [number, number][]): number {
   return sum;
 }
 
-export function Roc(props: { sides: RocSide[]; at?: [number, number]; log: boolean }) {
+export function Roc(props: { sides: RocSide[]; band: BandCurve; at?: [number, number]; log: boolean }) {
   const [place, width] = useWidth();
   const curves = useMemo(() => props.sides.map((s) => roc(s.members, s.nonmembers, s.membersBelow)), [props.sides]);
   const height = Math.min(380, Math.max(220, width * 0.75));
@@ -44,6 +46,10 @@ export function Roc(props: { sides: RocSide[]; at?: [number, number]; log: boole
   const floor = 10 ** Math.floor(Math.log10(1 / rows));
   const x = props.log ? logarithmic(floor, 1, left, width - right) : linear(0, 1, left, width - right, 5);
   const y = props.log ? logarithmic(floor, 1, height - bottom, top) : linear(0, 1, height - bottom, top, 5);
+  const { band } = props;
+  const seen = band.at.map((f) => !props.log || f >= floor); // what is rarer than the axis shows
+  const kept = <T,>(values: T[]) => values.filter((_, i) => seen[i]);
+  const shown: BandCurve = { ...band, at: kept(band.at), mean: kept(band.mean), low: kept(band.low), high: kept(band.high), least: kept(band.least), most: kept(band.most) };
   const guess = Array.from({ length: 40 }, (_, i) => (props.log ? floor ** (1 - i / 39) : i / 39));
   return (
     <div ref={place} className="plot">
@@ -54,6 +60,13 @@ export function Roc(props: { sides: RocSide[]; at?: [number, number]; log: boole
             {s.name}
           </span>
         ))}
+        {band.models > 0 && (
+          <span>
+            <Swatch color={COLOR.retrained} square />
+            {band.models > 1 ? "retrained, mean" : "retrained"}
+          </span>
+        )}
+        <BandKey band={band} />
         <span className="grow" />
         <Save of={place} name="roc" />
       </div>
@@ -62,6 +75,16 @@ export function Roc(props: { sides: RocSide[]; at?: [number, number]; log: boole
           <AxisY scale={y} x={left} to={width - right} title="members found" format={(v) => `${number(100 * v, 3)} %`} />
           <AxisX scale={x} y={height - bottom} x={[left, width - right]} title="non-members called members" format={(v) => `${number(100 * v, 3)} %`} />
           <path d={`M${guess.map((v) => `${x(v)},${y(v)}`).join("L")}`} fill="none" stroke="var(--muted)" strokeDasharray="4 3" />
+          <BandArea band={shown} at={shown.at.map(x)} y={y} room={[top, height - bottom]} />
+          {band.models > 0 && (
+            <path
+              d={`M${shown.at.flatMap((f, i) => (shown.mean[i] === null || (props.log && shown.mean[i] === 0) ? [] : [`${x(f).toFixed(1)},${y(shown.mean[i] as number).toFixed(1)}`])).join("L")}`}
+              fill="none"
+              stroke={COLOR.retrained}
+              strokeDasharray="5 3"
+              strokeWidth={1.6}
+            />
+          )}
           {curves.map((points, i) => (
             <path
               key={props.sides[i].name}

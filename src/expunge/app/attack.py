@@ -10,13 +10,14 @@ from pydantic import Field
 from expunge.app.compare import judged
 from expunge.app.examples import Chosen
 from expunge.app.examples import Evidence as Scalars
-from expunge.app.runs import Runs
-from expunge.app.views import RecordedScore
+from expunge.app.runs import RowJobs, Runs
+from expunge.app.views import BandCurve, Bands, RecordedScore
 from expunge.errors import ExpungeError, Missing
 from expunge.evidence import Evidence
-from expunge.metrics.base import Readings, Undefined
+from expunge.metrics.base import Readings, Role, Undefined
 from expunge.metrics.membership import STATISTICS, inquire
 from expunge.record import Record
+from expunge.report.densities import bin_edges, shares
 from expunge.report.tables import title_of
 from expunge.stats.epsilon import DELTA, epsilon_of_scores
 from expunge.stats.separation import privacy_score, worst_cut
@@ -25,6 +26,11 @@ MOST_ROWS = 250
 """Rows of each side that a bound of epsilon counts; an evenly spaced part of more, which lowers the bound."""
 MOST_VALUES = 20_000
 """Values of a sample that travel; of larger ones evenly spaced order statistics do."""
+
+BINS = 48
+"""Bins of the distributions."""
+RATES = np.unique(np.concatenate([[0.0], np.geomspace(1e-4, 1, 49), np.linspace(0.025, 1, 40)]))
+"""False positive rates at which ROC curves of several models are compared: dense on both kinds of axis."""
 
 
 class Sample(Record):
@@ -53,6 +59,10 @@ class Attacker(Record):
     efficacy: RecordedScore | None = Field(
         description="as recorded in scores.json: share of forget rows called non-members"
     )
+    retrained: BandCurve = Field(
+        description="true positive rates of the same attack on retrained models, the largest at a false positive rate of `at` "
+        "at most"
+    )
 
 
 class Comparison(Record):
@@ -80,6 +90,9 @@ class Separation(Record):
     unit: str
     delta: float = DELTA
     samples: list[Sample]
+    edges: list[float] = Field(description="of the bins of a histogram, from all samples together")
+    log: bool = Field(description="whether the bins are equally wide on a logarithmic axis")
+    density: Bands = Field(description="shares of the forget set by bin, in retrained models")
     attackers: list[Attacker]
     comparisons: list[Comparison]
     missing: dict[str, str] = Field(description="by part: why there is none")
@@ -126,14 +139,18 @@ def separation(
         missing["comparisons"] = "there is no retrained model to compare with"
     attackers: list[Attacker] = []
     if statistic in STATISTICS:
-        attackers = _attackers(runs, run, problem, model, statistic, missing)
+        attackers = _attackers(runs, run, problem, model, statistic, references if bounds else [], missing)
     else:
         missing["attackers"] = f"no recorded membership attacker uses the {statistic.replace('_', ' ')}"
     comparisons = _comparisons(
         f"{model.label}@{model.seed}", forget.table[statistic].to_numpy(), values, missing, bounds
     )
+    pooled = np.concatenate([s.values for s in samples])
+    edges, kind = bin_edges(pooled, BINS) if len(pooled) else (np.linspace(0.0, 1.0, BINS + 1), "linear")
+    theirs = [shares(kept, edges) for _, v in values if len(kept := _finite(v))]
     return Separation(
-        statistic=statistic, statistics=statistics, unit=KNOWN[statistic], samples=samples, attackers=attackers,
+        statistic=statistic, statistics=statistics, unit=KNOWN[statistic], samples=samples, edges=edges.tolist(),
+        log=kind == "log", density=Bands(**Bands.ends(np.array(theirs).T.tolist(), 0.0, 1.0)), attackers=attackers,
         comparisons=comparisons, missing=missing,
     )  # fmt: skip
 
@@ -178,19 +195,16 @@ def _sample(name: str, role: str, values: np.ndarray) -> Sample:
 
 
 def _attackers(
-    runs: Runs, run: str, problem: str, model: Chosen, statistic: str, missing: dict[str, str]
-) -> list[Attacker]:
+    runs: Runs, run: str, problem: str, model: Chosen, statistic: str, retrained: Sequence[RowJobs], missing: dict[str, str]
+) -> list[Attacker]:  # fmt: skip
     """The attackers of the membership metrics, fitted as the metrics fit them, with what scores.json says of them."""
     try:
         record = judged(runs.scores(run), problem, model)
-        by_split = {
-            split: Evidence.read(runs.evidence_file(run, problem, model.label, model.seed, split))
-            for split in ("forget", "retain", "holdout")
-        }
+        readings = _readings(runs, run, problem, model)
+        others = [_readings(runs, run, problem, Chosen(row.label, row.seed)) for row in retrained]
     except ExpungeError as error:
         missing["attackers"] = str(error)
         return []
-    readings = Readings("forget", {("model", split): found for split, found in by_split.items()})
     made = []
     for kind in ("logistic", "svm"):
         suffix = f"{statistic.replace('_', '-')}-{kind}"
@@ -211,6 +225,7 @@ def _attackers(
             missing["attackers"] = "the attacker's weight is 0: the statistic tells it nothing"
             continue
         threshold = attacker.center - attacker.scale * bias / weight
+        rocs = [roc for other in others if (roc := _roc(other, kind, statistic)) is not None]
         made.append(
             Attacker(
                 kind=kind,
@@ -221,11 +236,39 @@ def _attackers(
                 matched=_sample("matched non-members", "nonmembers", matched[statistic]),
                 auc=RecordedScore.of(auc),
                 efficacy=RecordedScore.of(efficacy),
+                retrained=BandCurve(
+                    at=RATES.tolist() if rocs else [], **Bands.ends(np.array(rocs).T.tolist(), 0.0, 1.0)
+                ),
             )
         )
     if not made and "attackers" not in missing:
         missing["attackers"] = "no membership attacker on this statistic is among the run's metrics"
     return made
+
+
+def _readings(runs: Runs, run: str, problem: str, model: Chosen) -> Readings:
+    found: dict[tuple[Role, str], Evidence] = {
+        ("model", split): Evidence(_read(runs, run, problem, model, split).table)
+        for split in ("forget", "retain", "holdout")
+    }
+    return Readings("forget", found)
+
+
+def _roc(readings: Readings, kind: str, statistic: str) -> np.ndarray | None:
+    """True positive rates at `RATES` of an attack on a retrained model; None where there is no such attack."""
+    try:
+        attacker, asked, matched = inquire(readings, kind, statistic)
+    except Undefined:
+        return None
+    members, nonmembers = attacker.decide(asked), attacker.decide(matched)
+    return true_positive_rates(members, nonmembers, RATES) if len(members) and len(nonmembers) else None
+
+
+def true_positive_rates(members: np.ndarray, nonmembers: np.ndarray, rates: np.ndarray) -> np.ndarray:
+    """`[n]` the largest share of members above a threshold that at most the shares `rates` of the non-members exceed."""
+    falling = np.append(np.sort(nonmembers)[::-1], -np.inf)
+    allowed = np.floor(rates * len(nonmembers) + 1e-9).astype(int)
+    return 1 - np.searchsorted(np.sort(members), falling[allowed], side="right") / len(members)
 
 
 def _comparisons(

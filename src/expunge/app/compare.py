@@ -19,15 +19,18 @@ from expunge.app.examples import (
     residuals,
 )
 from expunge.app.runs import Runs
+from expunge.app.views import Bands
 from expunge.errors import BadInput, ExpungeError, Missing
 from expunge.extras import load_extra
 from expunge.metrics.cka import linear_cka
-from expunge.record import Judged, Record, ScoreFile, mean_of
-from expunge.report.tables import title_of
+from expunge.record import Judged, Record, ScoreFile
+from expunge.report.tables import range_of, title_of
 from expunge.report.vega import natural
 
 MOST_POINTS = 2000
 """Examples of an embedding; an evenly spaced part of more."""
+SIMILARITIES = (("cka-to-target", "target"), ("cka-to-retrained", "retrained"))
+"""Metrics that compare representations layer by layer, and whom a model is compared with."""
 
 
 class GroupBars(Record):
@@ -39,7 +42,7 @@ class GroupBars(Record):
     groups: list[str]
     a: list[float | None]
     b: list[float | None]
-    retrained: list[float | None] = Field(description="mean of the retrained models")
+    retrained: Bands = Field(description="where the retrained models lie, by group")
 
 
 class LayerLine(Record):
@@ -52,6 +55,13 @@ class LayerLine(Record):
     )
 
 
+class LayerBand(Bands):
+    """Similarity of the retrained models to others, layer by layer."""
+
+    name: str = Field(description="which two kinds of models")
+    layers: list[str]
+
+
 class Contrast(Record):
     """Two models on one split. What cannot be shown carries its reason."""
 
@@ -60,6 +70,7 @@ class Contrast(Record):
     n: int | None
     bars: list[GroupBars]
     layers: list[LayerLine]
+    layer_bands: list[LayerBand] = Field(description="of the similarities that the run measured")
     matrices: list[Matrix] | None
     residuals: list[Residuals] | None
     embeddable: list[str] = Field(description="layers whose features were collected of both")
@@ -105,8 +116,9 @@ def contrast(runs: Runs, run: str, problem: str, a: Chosen, b: Chosen, split: st
     family = next((p.get("family", "") for p in scores.problems if p["name"] == problem), "")
     matrices, values = _by_family(runs, run, problem, a, pair, family, missing)
     return Contrast(
-        split=split, splits=splits, n=None if pair is None else len(pair[0]), bars=bars, layers=layers, matrices=matrices,
-        residuals=values, embeddable=embeddable, texts=pair is not None and all("text" in e.names for e in pair),
+        split=split, splits=splits, n=None if pair is None else len(pair[0]), bars=bars, layers=layers,
+        layer_bands=_layer_bands(scores, problem, split), matrices=matrices, residuals=values, embeddable=embeddable,
+        texts=pair is not None and all("text" in e.names for e in pair),
         images=pair is not None and all("image" in e.names for e in pair), missing=missing,
     )  # fmt: skip
 
@@ -143,9 +155,7 @@ def judged(scores: ScoreFile, problem: str, model: Chosen) -> Judged:
 
 def group_bars(scores: ScoreFile, problem: str, a: Judged, b: Judged, split: str) -> list[GroupBars]:
     """Every metric on the split that both models have by group, layers excepted."""
-    retrained = [
-        j for j in scores.judged if j.problem == problem and j.method == "retrain" and j.status == "ok"
-    ]
+    retrained = _retrained(scores, problem)
     made = []
     for score in a.scores:
         other = b.score(score.metric, split)
@@ -167,17 +177,35 @@ def group_bars(scores: ScoreFile, problem: str, a: Judged, b: Judged, split: str
                 groups=groups,
                 a=[score.groups.get(g) for g in groups],
                 b=[other.groups.get(g) for g in groups],
-                retrained=[
-                    mean_of(v) if (v := [y[g] for y in yardsticks if g in y]) else None for g in groups
-                ],
+                retrained=Bands(
+                    **Bands.ends([[y[g] for y in yardsticks if g in y] for g in groups], *range_of(score))
+                ),
             )
         )
     return made
 
 
+def _retrained(scores: ScoreFile, problem: str) -> list[Judged]:
+    return [j for j in scores.judged if (j.problem, j.method, j.status) == (problem, "retrain", "ok")]
+
+
+def _layer_bands(scores: ScoreFile, problem: str, split: str) -> list[LayerBand]:
+    made = []
+    for metric, other in SIMILARITIES:
+        found = [
+            s for j in _retrained(scores, problem) if (s := j.score(metric, split)) is not None and s.groups
+        ]
+        if found:
+            layers = sorted({k for s in found for k in s.groups}, key=natural)
+            values = [[s.groups[k] for s in found if k in s.groups] for k in layers]
+            ends = Bands.ends(values, *range_of(found[0]))
+            made.append(LayerBand(name=f"retrained to {other}", layers=layers, **ends))
+    return made
+
+
 def _recorded_layers(first: Judged, second: Judged, a: Chosen, b: Chosen, split: str) -> list[LayerLine]:
     made = []
-    for metric, other in (("cka-to-target", "target"), ("cka-to-retrained", "retrained")):
+    for metric, other in SIMILARITIES:
         for record, model in ((first, a), (second, b)):
             score = record.score(metric, split)
             if score is not None and score.groups:

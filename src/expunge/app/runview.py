@@ -10,6 +10,9 @@ from typing import Any
 from expunge.app.runs import Runs
 from expunge.app.views import (
     AttackScore,
+    BandCurve,
+    BandEnds,
+    Bands,
     Charts,
     ClaimLine,
     CurveScore,
@@ -25,15 +28,18 @@ from expunge.app.views import (
 )
 from expunge.errors import ExpungeError, Missing
 from expunge.files import read_json
-from expunge.record import Judged, ScoreFile
+from expunge.record import Curve, Judged, ScoreFile
 from expunge.report.content import Measure, ProblemSection
 from expunge.report.html import CAPTIONS, chart_specs
 from expunge.report.tables import Cell, Table, title_of
+from expunge.report.vega import column_band
 from expunge.studies.jobs import TRANSCRIPTS
 from expunge.studies.plan import faults_of, planned
 
 FILES = ("scores.json", "report.json", "report.html", "run.yaml", "jobs.json", "log.jsonl")
 """Records of a run that can be fetched."""
+SHARES = ("knowledge", "share", "AUC")
+"""Units whose values lie between 0 and 1."""
 
 
 def run_view(runs: Runs, run: str) -> RunView:
@@ -124,9 +130,7 @@ def _columns(
                     group=group,
                     low=c.low,
                     high=c.high,
-                    retrained=None
-                    if c.retrained is None
-                    else Ends(low=c.retrained.low, high=c.retrained.high),
+                    retrained=None if (band := column_band(c)) is None else BandEnds(**band._asdict()),
                 )
             )
             for label, found in cells.items():
@@ -149,10 +153,20 @@ def _curves(judged: Sequence[Judged]) -> list[CurveScore]:
         CurveScore(
             label=j.label, seed=j.seed, metric=s.metric, title=title_of(s.metric), split=s.split, unit=s.unit, attack=s.attack,
             value=s.value, budget=s.budget, curve=Points.of(s.curve),
-            controls=[Points.of(c) for c in (s.reference.curves if s.reference else ())],
+            retrained=_curve_band(s.reference.curves if s.reference else (), s.unit),
         )
         for j in judged for s in j.scores if s.curve is not None
     ]  # fmt: skip
+
+
+def _curve_band(curves: Sequence[Curve], unit: str) -> BandCurve:
+    """Where retrained models lie along what was spent, at every point that one of them has."""
+    at = list(dict.fromkeys(x for curve in curves for x in curve.at))
+    points = [
+        (x, v) for curve in curves for x, v in zip(curve.at, curve.values, strict=True) if v is not None
+    ]
+    low, high = (0.0, 1.0) if unit in SHARES else (None, None)
+    return BandCurve(at=at, **Bands.ends([[v for x, v in points if x == one] for one in at], low, high))
 
 
 def _attacks(judged: Sequence[Judged]) -> list[AttackScore]:

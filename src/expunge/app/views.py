@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import Field
 
 from expunge.app.processes import State
-from expunge.record import Curve, Interval, Record, Score, Verdict
+from expunge.record import Curve, Interval, Record, Score, Verdict, mean_of
 from expunge.report.tables import Role
+from expunge.report.vega import Band, band_of
 
 
 class Session(Record):
@@ -50,6 +53,49 @@ class Ends(Record):
     def of(cls, interval: Interval | None) -> Ends | None:
         """Those of a recorded interval."""
         return None if interval is None else cls(low=interval.low, high=interval.high)
+
+
+class BandEnds(Ends):
+    """Where retrained models lie in one number: the ends are the smallest and the largest of them."""
+
+    least: float = Field(
+        description="lower end of the 95 % prediction interval of one further retrained model; `low` where it is unknown, of "
+        "one model and where all agree"
+    )
+    most: float = Field(description="its upper end")
+
+
+class Bands(Record):
+    """Where retrained models lie, position by position; None where none of them has a value."""
+
+    models: int = Field(description="how many retrained models there are; 0: nothing to draw")
+    mean: list[float | None]
+    low: list[float | None] = Field(description="the smallest of them")
+    high: list[float | None] = Field(description="the largest of them")
+    least: list[float | None] = Field(
+        description="lower end of the 95 % prediction interval of one further retrained model at this position; `low` where it "
+        "is unknown, of one model and where all agree"
+    )
+    most: list[float | None] = Field(description="its upper end")
+
+    @staticmethod
+    def ends(
+        values: Sequence[Sequence[float]], low: float | None = None, high: float | None = None
+    ) -> dict[str, Any]:
+        """The fields, from the retrained models' values at each position and the smallest and largest possible ones."""
+        bands = [band_of([v for v in at if math.isfinite(v)], low, high) for at in values]
+        fields = {k: [None if b is None else b._asdict()[k] for b in bands] for k in Band._fields}
+        means = [
+            None if b is None else mean_of(v for v in at if math.isfinite(v))
+            for at, b in zip(values, bands, strict=True)
+        ]
+        return {"models": max(map(len, values), default=0), "mean": means, **fields}
+
+
+class BandCurve(Bands):
+    """The same along a curve."""
+
+    at: list[float]
 
 
 class Points(Record):
@@ -134,7 +180,7 @@ class TableColumn(Record):
     group: Literal["results", "further", "across", "attacks", "costs"]
     low: float | None
     high: float | None
-    retrained: Ends | None = Field(description="smallest and largest value of the retrained models")
+    retrained: BandEnds | None = Field(description="where the retrained models lie; None of no model")
 
 
 class TableRow(Record):
@@ -163,7 +209,7 @@ class CurveScore(Record):
     value: float | None
     budget: dict[str, float]
     curve: Points
-    controls: list[Points] = Field(description="the retrained models' curves")
+    retrained: BandCurve = Field(description="where the same attack brings retrained models")
 
 
 class AttackScore(Record):

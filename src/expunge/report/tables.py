@@ -225,7 +225,7 @@ def columns_of(judged: Sequence[Judged]) -> dict[Key, tuple[Column, bool]]:
 
 
 def _column(score: Score, judged: Sequence[Judged]) -> Column:
-    low, high = _range(score)
+    low, high = range_of(score)
     spread = _spread(judged, score.metric, score.split)
     column = Column(
         metric=score.metric,
@@ -242,7 +242,7 @@ def _column(score: Score, judged: Sequence[Judged]) -> Column:
     return column
 
 
-def _range(score: Score) -> tuple[float | None, float | None]:
+def range_of(score: Score) -> tuple[float | None, float | None]:
     """Smallest and largest possible value."""
     if score.metric in METRICS:
         return finite(METRICS[score.metric].low), finite(METRICS[score.metric].high)
