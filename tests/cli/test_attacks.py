@@ -87,3 +87,27 @@ def test_faults_are_named(arguments: list[str], message: str, handed_over: Path,
     done = expunge(*AUDIT, *arguments)
     assert done.code == 2
     assert message in done.err
+
+
+OURS = """
+from expunge.attacks import Attack, Measure
+from expunge.metrics.base import Estimate
+from expunge.parameters import param
+
+class Ours(Attack):
+    "Answers with what it was told."
+    name, paper, threat_model, access = "ours", "none", "none", "text"
+    measures = (Measure("ours-told", "what it was told", "share"),)
+    told: float = param(0.0, "what to say", source="ours")
+
+    def run(self, scene):
+        return [self.score("ours-told", Estimate(self.told, 1))]
+"""
+
+
+def test_an_attack_of_ones_own_has_parameters(handed_over: Path, expunge: Run) -> None:
+    (handed_over / "ours.py").write_text(OURS)
+    done = expunge(*AUDIT, "--attacks", "./ours.py:Ours", "--set", "ours.told=0.25", "--json")
+    assert done.code == 0, done.err
+    found = ScoreFile.model_validate_json(done.out).judged[-1].score("ours-told", "forget")
+    assert found is not None and found.value == 0.25

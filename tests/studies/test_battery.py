@@ -37,7 +37,14 @@ class ReadsLoss(Attack):
     def run(self, scene: Scene) -> list[Score]:
         scene.keep("r1", asked="?")
         losses = scene.evidence("forget", ["loss"])["loss"]
-        return [self.score("reads-loss-mean", Estimate(float(losses.mean()), len(losses)))]
+        return [self.score(self.measures[0].name, Estimate(float(losses.mean()), len(losses)))]
+
+
+class ReadsAgain(ReadsLoss):
+    """Another one that looks at the same."""
+
+    name = "reads-again"
+    measures = (Measure("reads-again-mean", "mean", "nats", margin=0.5),)
 
 
 class Breaks(ReadsLoss):
@@ -50,7 +57,7 @@ class Breaks(ReadsLoss):
         raise ZeroDivisionError("no such thing")
 
 
-for made in (ReadsLoss, Breaks):
+for made in (ReadsLoss, ReadsAgain, Breaks):
     ATTACKS._items.pop(made.name, None)  # tests of other modules list what is registered
 
 
@@ -75,7 +82,7 @@ def test_evidence_is_collected_once_for_metrics_and_attacks(
         return collect(family, model, data, wanted, **more)
 
     monkeypatch.setattr(attacks_base, "collect", counted)
-    expunge.audit(problem, clone(problem.target), metrics=["accuracy"], attacks=[ReadsLoss(), ReadsLoss()])
+    expunge.audit(problem, clone(problem.target), metrics=["accuracy"], attacks=[ReadsLoss(), ReadsAgain()])
     # Target, audited and untrained model, each on the splits that accuracy reads; the attack adds nothing.
     assert len(passes) == 3 * 4
 
@@ -211,3 +218,9 @@ def test_one_attack_may_be_named_without_a_list(problem: Problem) -> None:
     assert [a.name for a in Battery(problem, "pruning").attacks] == ["pruning"]
     with pytest.raises(BadInput, match="unknown attack 'prunning'; did you mean 'pruning'"):
         Battery(problem, "prunning")
+
+
+def test_one_attack_twice_is_refused(problem: Problem) -> None:
+    two = [ATTACKS["relearning"](budget=4), ATTACKS["relearning"](data="related")]
+    with pytest.raises(BadInput, match="attack 'relearning' is named twice"):
+        expunge.audit(problem, problem.target, attacks=two, metrics=["accuracy"])

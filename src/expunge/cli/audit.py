@@ -205,18 +205,21 @@ def _beneath(reference: str, allow_pickle: bool, base: str | None) -> nn.Module 
 def _attacks(given: str | None, assignments: list[str]) -> Literal["standard", "all"] | list[Attack]:
     """The attacks named on the command line, with the parameters that `--set` gives them."""
     from expunge.errors import did_you_mean
-    from expunge.studies.spec import AttackSpec, override
+    from expunge.studies.spec import AttackSpec, find_attack, override
 
     if given == "standard" or given == "all":
         if assignments:
             raise BadInput(f"--set {assignments[0]!r} needs the attacks by name, not --attacks {given}")
         return given
-    names = options.columns(given) or []
+    # By its own name, which is not what was given where a class of a file, or the beginning of a name, was.
+    names = {find_attack(name).name: name for name in options.columns(given) or []}
     chosen = override({name: {} for name in names}, assignments)
     strange = next((name for name in chosen if name not in names), None)
     if strange is not None:
         raise BadInput(f"--set '{strange}...' is about no attack in --attacks{did_you_mean(strange, names)}")
-    return [AttackSpec(name=name, parameters=parameters).resolve() for name, parameters in chosen.items()]
+    return [
+        AttackSpec(name=names[name], parameters=parameters).resolve() for name, parameters in chosen.items()
+    ]
 
 
 def _record(reference: str) -> dict[str, Any]:

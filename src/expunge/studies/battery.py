@@ -18,6 +18,7 @@ from torch import nn
 
 from expunge.attacks import Attack, Scene, fitting_attacks
 from expunge.attacks.shadows import ShadowModels
+from expunge.errors import BadInput
 from expunge.evidence import Evidence
 from expunge.families.models import architecture_of, fingerprint
 from expunge.files import canonical_json, digest, folder_atomic, read_json, write_atomic
@@ -53,6 +54,12 @@ class Battery:
         else:
             named = [attacks] if isinstance(attacks, str) else attacks
             self.attacks = [find_attack(a)() if isinstance(a, str) else a for a in named]
+        names = [a.name for a in self.attacks]
+        twice = next((n for n in names if names.count(n) > 1), None)
+        if twice is not None:
+            raise BadInput(
+                f"attack '{twice}' is named twice, so its scores could not be told apart; make two audits"
+            )
         self.computed = 0
         self._names: dict[int, str] = {}
         self._say = progress or (lambda _: None)
