@@ -171,7 +171,7 @@ def test_membership_marks_are_the_mean_over_seeds(specs: dict[str, Spec | None])
 
 def test_class_bars_are_three_models_by_class(specs: dict[str, Spec | None]) -> None:
     marks = drawn(specs["classes"])
-    bars, whiskers = [m for m in marks if "least" not in m], [m for m in marks if "least" in m]
+    bars, bands = [m for m in marks if "model" in m], [m for m in marks if "one more of them, from" in m]
     method = parameter(specs["classes"], "method")
     assert {(b["model"], b["class"]) for b in bars} == {
         (label, str(c)) for label in ("target", "retrain", method) for c in range(10)
@@ -181,13 +181,40 @@ def test_class_bars_are_three_models_by_class(specs: dict[str, Spec | None]) -> 
         models = [m for m in scores().judged if (m.problem, m.label) == ("digits", bar["model"])]
         by_seed = [s.groups[bar["class"]] for m in models if (s := m.score("accuracy", "test"))]
         assert float(bar["value"]) == pytest.approx(mean_of(by_seed), rel=6e-4)
-    assert {w["model"] for w in whiskers} == {"retrain"}
-    for whisker in whiskers:
+    assert [b["class"] for b in bands] == [
+        str(c) for c in range(10)
+    ] * 2  # the pale part, and the models themselves
+    for band in bands:
         models = [m for m in scores().judged if (m.problem, m.label) == ("digits", "retrain")]
-        values = [s.groups[whisker["class"]] for m in models if (s := m.score("accuracy", "test"))]
+        values = [s.groups[band["class"]] for m in models if (s := m.score("accuracy", "test"))]
         low, high = t_band(values)
-        assert low - 1e-4 <= float(whisker["least"]) <= min(values)
-        assert max(values) <= float(whisker["most"]) + 1e-4 and float(whisker["most"]) <= high + 1e-4
+        ends = float(band["retrained models, from"]), float(band["to"])
+        assert (
+            ends[0] == pytest.approx(min(values), rel=6e-4)
+            and low - 1e-4 <= float(band["one more of them, from"]) <= min(values) + 1e-4
+        )
+        assert max(values) - 1e-4 <= ends[1] <= high + 1e-4
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_few_retrained_models_draw_no_band(kept: int, validator: Any) -> None:
+    judged = [m for m in scores().judged if m.method != "retrain" or m.seed < kept]
+    bare = [
+        m.model_copy(update={"scores": [s.model_copy(update={"reference": None}) for s in m.scores]})
+        for m in judged
+    ]
+    section = compose(report_input(scores().model_copy(update={"judged": bare}))).problems[0]
+    classes = breakdowns.by_class(section)
+    assert validator.is_valid({**(classes or {}), "config": theme()})
+    said = [m for m in drawn(classes) if "one more of them, from" in m]
+    assert len(said) == 20 * kept  # of a single model, as high as nothing
+    assert all(m["retrained models, from"] == m["one more of them, from"] for m in said)
+    for spec in (
+        charts.forgetting_against_utility(section),
+        charts.membership(section),
+        charts.costs(section),
+    ):
+        assert validator.is_valid({**(spec or {}), "config": theme()}) and drawn(spec)
 
 
 def test_layer_lines_are_every_model_by_layer(specs: dict[str, Spec | None]) -> None:

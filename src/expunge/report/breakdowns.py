@@ -44,7 +44,10 @@ from expunge.studies.samples import is_retrained
 
 
 def by_class(section: ProblemSection) -> Spec | None:
-    """Bars per class or group, of the metrics of the main table: target, retrained models, one method."""
+    """Bars per class or group over the band of the retrained models: target, retrained models, one method.
+
+    Of the metrics of the main table.
+    """
     table = section.results
     groups = sorted({g for row in table.rows for cell in row.cells for g in cell.groups}, key=natural)
     methods = [r.label for r in table.rows if r.role == "unlearned" and any(c.groups for c in r.cells)]
@@ -57,18 +60,39 @@ def by_class(section: ProblemSection) -> Spec | None:
     ]
     measures = [row["measure"] for row in rows]
     first = next((m for m in measures if m.endswith("test")), measures[0])
-    place = {
-        "x": {
-            "field": "group",
-            "type": "nominal",
-            "title": "Class",
-            "sort": groups,
-            "axis": {"labelAngle": 0},
-        },
-        "xOffset": {"field": "role", "sort": ROLES},
+    x: Spec = {
+        "field": "group",
+        "type": "nominal",
+        "title": "Class",
+        "sort": groups,
+        "axis": {"labelAngle": 0},
     }
+    x["scale"] = {"paddingInner": 0.2, "paddingOuter": 0.1}
     named = ("label", "model"), ("group", "class"), ("value", "value", ".4~r")
-    further = ("least", "one more retrained model, from", ".4~r"), ("most", "to", ".4~r")
+    # Room between the bars and around them, for the band to be seen.
+    beside = {"field": "role", "sort": ROLES, "scale": {"paddingInner": 0.35, "paddingOuter": 0.3}}
+    bars = {
+        "mark": {"type": "bar", "cornerRadiusEnd": 1},
+        "encoding": {
+            "x": x,
+            "xOffset": beside,
+            "y": quantity("value", title=None),
+            "color": roles(),
+            "tooltip": tips(*named),
+        },
+    }
+    spread = ("group", "class"), ("low", "retrained models, from", ".4~r"), ("high", "to", ".4~r")
+    further = ("least", "one more of them, from", ".4~r"), ("most", "to", ".4~r")
+    behind = [
+        {
+            "transform": [{"filter": f"isValid(datum.{low})"}],
+            "mark": {"type": "rect", "style": style},
+            "encoding": {
+                "x": x, "y": quantity(low, title=None), "y2": {"field": high}, "tooltip": tips(*spread, *further),
+            },
+        }
+        for style, low, high in BANDS
+    ]  # fmt: skip
     return chart(
         rows,
         "Values by class",
@@ -81,48 +105,25 @@ def by_class(section: ProblemSection) -> Spec | None:
         ],
         transform=[
             {"filter": "datum.measure == measure"},
-            *per_model("value", "least", "most"),
+            *per_model("value", *Band._fields),
             {"filter": NOT_OTHERS},
-            *along("groups", "group", "value", "least", "most"),
+            *along("groups", "group", "value", *Band._fields),
         ],
-        layer=[
-            {
-                "mark": {"type": "bar", "cornerRadiusEnd": 1},
-                "encoding": {
-                    **place,
-                    "y": quantity("value", title=None),
-                    "color": roles(),
-                    "tooltip": tips(*named),
-                },
-            },
-            {
-                "transform": [{"filter": "isValid(datum.least)"}],
-                "mark": {"type": "rule", "strokeWidth": 1.5, "style": "whisker"},
-                "encoding": {
-                    **place,
-                    "y": quantity("least"),
-                    "y2": {"field": "most"},
-                    "tooltip": tips(*named, *further),
-                },
-            },
-        ],
+        layer=[*behind, bars],
     )
 
 
 def _bands(column: Column, groups: Sequence[str], rows: Sequence[Row], values: Sequence[Any]) -> Spec:
-    """By model and group, the ends of the band of the retrained models; of the others there is none."""
-    found: dict[str, list[list[float | int | None] | None]] = {"least": [], "most": []}
-    spread = column.retrained
+    """By model and group, the ends of the band of the retrained models; once, whatever their rows are, and none of others."""
     seen = extent([v for by_group in values for v in by_group or ()])
-    for row, by_group in zip(rows, values, strict=True):
-        bands: list[Band | None] = [None] * len(groups)
-        if row.role == "retrained" and spread is not None:
-            bands = [band_of(spread.groups.get(g, ()), column.low, column.high) for g in groups]
-        for end, ends in found.items():
-            # Of a single model there is no band.
-            shown = [b.within(*seen)._asdict()[end] if b and b.least < b.most else None for b in bands]
-            ends.append(None if by_group is None else [None if v is None else rounded(v) for v in shown])
-    return found
+    own = {} if column.retrained is None else column.retrained.groups
+    found = [band_of(own.get(g, ()), column.low, column.high) for g in groups]
+    bands = [None if b is None else b.within(*seen).fields() for b in found]
+    first = next((i for i, row in enumerate(rows) if row.role == "retrained" and values[i]), None)
+    return {
+        end: [[b and b[end] for b in bands] if i == first else [] for i in range(len(rows))]
+        for end in Band._fields
+    }
 
 
 def loss_distributions(losses: Losses, bins: int = 40) -> Spec | None:

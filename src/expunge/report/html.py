@@ -46,8 +46,8 @@ CAPTIONS = {
         "where one more of them would lie (95 %)."
     ),
     "classes": (
-        "The target, the retrained models and one method. A good method follows the retrained bars, within the whiskers: where "
-        "one more retrained model would lie (95 %)."
+        "The target, the retrained models and one method. The gray band spans the retrained models, the pale one is where one "
+        "more of them would lie (95 %): a good method's bars end there."
     ),
     "losses": (
         "Share of examples by loss; what lies outside the axis is counted in its first or last bin. The gray band spans the "

@@ -108,7 +108,6 @@ def theme(colors: Mapping[str, str] = LIGHT) -> dict[str, Any]:
         "style": {
             "reference": {"color": colors["retrained"], "opacity": 0.25},
             "null": {"color": colors["retrained"], "opacity": 0.13},
-            "whisker": {"stroke": colors["ink"]},
             "guide": {"stroke": colors["muted"], "strokeDash": [4, 3], "strokeWidth": 1},
         },
     }
