@@ -28,6 +28,14 @@ def test_contract(check: Check) -> None:
     check()
 
 
+@pytest.mark.parametrize(
+    "attack", [cls for _, cls in ATTACKS.items() if quick(cls)], ids=lambda cls: cls.name
+)
+def test_what_can_be_spent_is_part_of_the_budget(attack: type[Attack]) -> None:
+    for name, value in quick(attack).items():
+        assert attack(**{name: value}).spends() != attack().spends(), name
+
+
 def test_the_promised_attacks_are_registered() -> None:
     assert {"population-mia", "lira", "u-lira"} <= set(ATTACKS)
 

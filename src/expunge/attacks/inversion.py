@@ -94,6 +94,9 @@ class Inversion(Attack):
     def obstacles(cls, problem: Problem) -> list[str]:  # noqa: D102
         return super().obstacles(problem) + discrete_inputs(problem)
 
+    def spends(self) -> dict[str, float]:  # noqa: D102
+        return {"steps": self.steps, "reconstructions of each class": self.reconstructions}
+
     def run(self, scene: Scene) -> list[Score]:  # noqa: D102
         truth = Evaluator.of(scene.problem)
         forgotten, kept = (_classes(scene.problem, split) for split in ("forget", "retain"))

@@ -131,6 +131,9 @@ class Lira(Attack):
     def shadow_models(self) -> int:  # noqa: D102
         return self.shadows
 
+    def spends(self) -> dict[str, float]:  # noqa: D102
+        return {"shadow models": self.shadows}
+
     def quantities(self, family: Family) -> set[str]:  # noqa: D102
         return {statistic_of(family)}
 
