@@ -140,6 +140,11 @@ def audit_with_losses(
     battery = Battery(problem, attacks, device, folder, progress)
     chosen = standard_metrics(problem.family) if metrics is None else chosen_metrics(metrics, problem.family)
     named = {"audited": models} if isinstance(models, nn.Module) else dict(models)
+    taken = next((label for label in named if label in ("target", "retrain")), None)
+    if taken is not None:
+        raise BadInput(
+            f"an audited model cannot be called '{taken}', as the models to compare with are; rename it"
+        )
     rows: list[tuple[str, str, int, nn.Module]] = (
         [] if problem.model is None else [("target", "target", 0, problem.model)]
     )

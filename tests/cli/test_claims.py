@@ -122,3 +122,25 @@ def test_one_retrained_model_does_not_count_twice(made: Path, expunge: Run) -> N
         *AUDIT, "--model", "mine", "--reference", "r1", "--reference", "r2", "--reference", "copied"
     )
     assert copied.code == 0 and "references 'r1' and 'copied' have the same weights" in copied.err
+
+
+def test_a_folder_named_as_the_references_are_is_not_taken_for_one(made: Path, expunge: Run) -> None:
+    for name in ("retrain", "target"):
+        shutil.copytree(made / "mine", made / "other" / name)
+    done = expunge(
+        *AUDIT,
+        "--model",
+        "other/retrain",
+        "--model",
+        "other/target",
+        "--reference",
+        "r1",
+        "--reference",
+        "r2",
+        "--json",
+    )
+    assert done.code == 0, done.err
+    claims = {c.label: c for c in ScoreFile.model_validate_json(done.out).claims}
+    assert set(claims) == {"target", "retrain, audited", "target, audited"}
+    assert {claims["retrain, audited"].claimed, claims["target, audited"].claimed} == {"removal"}
+    assert claims["retrain, audited"].standing != "exact"

@@ -224,3 +224,11 @@ def test_one_attack_twice_is_refused(problem: Problem) -> None:
     two = [ATTACKS["relearning"](budget=4), ATTACKS["relearning"](data="related")]
     with pytest.raises(BadInput, match="attack 'relearning' is named twice"):
         expunge.audit(problem, problem.target, attacks=two, metrics=["accuracy"])
+
+
+@pytest.mark.parametrize("label", ["target", "retrain"])
+def test_an_audited_model_is_not_called_as_its_yardsticks_are(
+    label: str, problem: Problem, retrained: list
+) -> None:
+    with pytest.raises(BadInput, match=f"an audited model cannot be called '{label}'"):
+        expunge.audit(problem, {label: retrained[0]}, retrained=retrained[1:], metrics=["accuracy"])
