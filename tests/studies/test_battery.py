@@ -168,6 +168,21 @@ def test_the_obvious_is_called_what_it_is(problem: Problem, retrained: list) -> 
     assert all(c.claimed == "removal" for c in found.values())
 
 
+def test_an_audit_gives_the_losses_of_every_retrained_model(problem: Problem, retrained: list) -> None:
+    from expunge.api import audit_with_losses
+
+    models = {"same": clone(problem.target)}
+    scores, losses = audit_with_losses(problem, models, retrained=retrained, metrics=["mean-loss"])
+    kept = losses[problem.name]
+    names = ["retrained", *(f"retrained {k}" for k in range(2, len(retrained) + 1))]
+    assert set(kept) == {"target", "same", *names} and len(retrained) > 1
+    for seed, name in enumerate(names):
+        model = next(j for j in scores.judged if (j.method, j.seed) == ("retrain", seed))
+        score = model.score("mean-loss", "forget")
+        assert score is not None
+        assert sum(kept[name]["forget"]) / len(kept[name]["forget"]) == pytest.approx(score.value, rel=1e-6)
+
+
 def test_standard_has_what_claims_need_and_leaves_out_shadows(problem: Problem) -> None:
     standard = {a.name for a in fitting_attacks(problem, "standard")}
     assert "relearning" in standard and not standard & {"lira", "u-lira"}

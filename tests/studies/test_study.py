@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from expunge.errors import BadInput
@@ -34,6 +35,20 @@ def test_a_study_has_a_row_per_method_and_seed(finished: Finished) -> None:
     ]
     assert not finished.outcome.failed
     assert all(j.status == "ok" for j in finished.scores.judged)
+
+
+def test_losses_are_kept_of_every_retrained_model(finished: Finished) -> None:
+    kept = finished.losses["diabetes"]
+    assert set(kept) == {"target", "retrained", "retrained 2", "fine-tune", "npo (beta=0.2)", "ssd"}
+    for label, method, seed in (
+        ("retrained", "retrain", 0),
+        ("retrained 2", "retrain", 1),
+        ("ssd", "ssd", 0),
+    ):
+        model = next(j for j in finished.scores.judged if (j.method, j.seed) == (method, seed))
+        score = model.score("mean-loss", "forget")
+        assert score is not None
+        assert np.mean(kept[label]["forget"]) == pytest.approx(score.value, rel=1e-6)
 
 
 def test_run_twice_computes_nothing_the_second_time(finished: Finished, runs: Path) -> None:

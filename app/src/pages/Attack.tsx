@@ -330,6 +330,7 @@ export function forgettingQuality(fpr: number, fnr: number, delta: number): numb
 
 function Curves(props: { problem: ProblemView; model: string }) {
   const mine = props.problem.curves.filter((c) => `${c.label}@${c.seed}` === props.model);
+  const several = mine.some((c) => c.retrained.models > 1);
   if (!mine.length)
     return (
       <Panel title="What effort brings back">
@@ -339,7 +340,10 @@ function Curves(props: { problem: ProblemView; model: string }) {
       </Panel>
     );
   return (
-    <Panel title="What effort brings back" caption="The attacked model against the same attack on retrained models: the gray band spans them, in the paler one 95 % of further ones would lie. Forgetting is shallow where the model comes back sooner than they learn.">
+    <Panel
+      title="What effort brings back"
+      caption={`The attacked model against the same attack on retrained models${several ? ": the gray band spans them, in the paler one 95 % of further ones would lie" : " (gray)"}. Forgetting is shallow where the model comes back sooner than they learn.`}
+    >
       <div className="two">
         {mine.map((c) => (
           <div key={`${c.metric}${c.split}`} className="panel">

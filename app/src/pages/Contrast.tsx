@@ -104,7 +104,16 @@ function Views(props: { data: ContrastData; pair: Pair }) {
               </>
             )
           }
-          caption={metric && "The black tick is the mean of the retrained models, the gray behind the bars spans them, and in the paler gray 95 % of further ones would lie; the number is B minus A."}
+          caption={
+            metric &&
+            [
+              metric.retrained.models > 0 && !difference && `The black tick is ${metric.retrained.models > 1 ? "the mean of the retrained models" : "the retrained model"}.`,
+              metric.retrained.models > 1 && !difference && "The gray behind the bars spans them, in the paler gray 95 % of further ones would lie.",
+              "The number is B minus A.",
+            ]
+              .filter(Boolean)
+              .join(" ")
+          }
         >
           {metric ? (
             <>
@@ -160,7 +169,7 @@ function Layers(props: { data: ContrastData; pair: Pair; lit?: number; onHover: 
     <Panel
       title="Similarity of layers"
       tools={others.length > 1 && <Segments label="Band" value={other} options={others.map((o) => ({ value: o, label: `Band to ${o}`, title: `how alike retrained models and the ${o} are` }))} onChange={(v) => change({ band: v })} />}
-      caption="Linear CKA, 1 = the same up to rotation and scale. Solid: to the retrained models and to each other; dashed: to the target. The gray band spans retrained models, compared with the other retrained ones or with the target, and in the paler one 95 % of further ones would lie. A layer that stays like the target's while the output changes points at suppression."
+      caption={`Linear CKA, 1 = the same up to rotation and scale. Solid: to the retrained models and to each other; dashed: to the target.${other ? ` The gray band spans the retrained models' similarity to ${other === "target" ? "the target" : "one another"}, in the paler one 95 % of further ones would lie.` : ""} A layer that stays like the target's while the output changes points at suppression.`}
     >
       {data.layers.length ? (
         <Lines
