@@ -26,6 +26,7 @@ from expunge.report.vega import (
     faded,
     guide,
     label_axis,
+    legend,
     legend_click,
     measured,
     models,
@@ -214,14 +215,14 @@ def costs(section: ProblemSection) -> Spec | None:
     labels = distinct(r["label"] for r in rows)
     across = quantity(
         "ratio",
-        title="Times retraining (log)",
+        title="× retraining (log)",
         scale={"type": "log"},
         axis={"format": "~g", "tickCount": 6},
     )
     bars = {
         "x": across,
         "x2": {"datum": 1},
-        "y": label_axis(labels),
+        "y": {**label_axis(labels), "axis": {"labelLimit": 150}},
         "color": {**roles(), "legend": None},
         "tooltip": tips(("label", "method"), ("ratio", "times retraining", ".4~r")),
     }
@@ -273,9 +274,8 @@ def _attack_curve(lines: Sequence[CurveLine]) -> Spec:
     }
     x = quantity("at", title=first.over, scale={"zero": False, "nice": False})
     y = quantity("value", scale={"zero": True}, **axis)
-    color = {
-        "field": "label", "type": "nominal", "scale": {"domain": ["target", "retrained", *[n for n in labels if n != "target"]]}
-    }  # fmt: skip
+    names = ["target", "retrained", *[n for n in labels if n != "target"]]
+    color = {"field": "label", "type": "nominal", "scale": {"domain": names}, "legend": legend(names)}
     points = [
         {"label": line.label, "at": rounded(at), "value": rounded(value)}
         for line in lines if line.role != "retrained"

@@ -115,8 +115,15 @@ def roles() -> Spec:
 
 def series(rows: Sequence[Row]) -> Spec:
     """Color and shape of the models: both, so that neither is needed to tell them apart."""
-    label = {"field": "label", "type": "nominal", "scale": {"domain": [row.label for row in rows]}}
+    labels = [row.label for row in rows]
+    label = {"field": "label", "type": "nominal", "scale": {"domain": labels}, "legend": legend(labels)}
     return {"color": label, "shape": label}
+
+
+def legend(labels: Sequence[str], **more: Any) -> Spec:
+    """As many columns as fit below a chart of half a page; one that is too wide would be cut off."""
+    width = 34 + 7 * min(34, max(map(len, labels), default=1))
+    return {"columns": max(1, min(4, 420 // width)), **more}
 
 
 def tips(*fields: tuple[str, ...]) -> list[Spec]:
