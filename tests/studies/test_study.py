@@ -158,6 +158,12 @@ def test_scores_json_round_trips(finished: Finished, tmp_path: Path) -> None:
         ({"methods": ["nop"]}, "unknown method 'nop'; did you mean 'npo'?"),
         ({"methods": [{"name": "npo", "bta": 1}]}, "npo: unknown key 'bta'; did you mean 'beta'?"),
         ({"methods": [{"name": "npo", "beta": -1}]}, "npo: 'beta' should be greater than 0, got -1"),
+        ({"methods": ["npo", "ssd", "npo"]}, "methods: 'npo' is listed twice"),
+        (
+            {"methods": [{"name": "npo", "label": "a"}, {"name": "ssd", "label": "a"}]},
+            "methods: 'a' is listed twice",
+        ),
+        ({"methods": [{"name": "npo", "label": "retrain"}]}, "npo cannot be labeled 'retrain'"),
         ({"sedes": [0]}, "study: unknown key 'sedes'; did you mean 'seeds'?"),
         ({"problems": [{"benchmark": "digit", "forgett": "class=3"}]}, "unknown key"),
         ({"problems": [{"benchmark": "diabetic"}]}, "unknown benchmark 'diabetic'; did you mean 'diabetes'?"),

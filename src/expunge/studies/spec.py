@@ -175,7 +175,20 @@ class StudySpec(Parameters):
     def _methods(cls, given: Any) -> Any:
         if not isinstance(given, list):
             return given
-        return [m if isinstance(m, MethodSpec) else MethodSpec.parse(m) for m in given]
+        specs = [m if isinstance(m, MethodSpec) else MethodSpec.parse(m) for m in given]
+        taken = next((m for m in specs if m.label in ("target", "retrain") and m.name != m.label), None)
+        if taken is not None:
+            raise BadInput(
+                f"methods: {taken.name} cannot be labeled '{taken.label}', as the models to compare with are"
+            )
+        rows = [m.label or f"{m.name} {sorted(m.parameters.items())}" for m in specs]
+        twice = next((m for m, row in zip(specs, rows, strict=True) if rows.count(row) > 1), None)
+        if twice is not None:
+            raise BadInput(
+                f"methods: '{twice.label or twice.name}' is listed twice, so its runs could not be told apart; give each "
+                "a label of its own, or more seeds"
+            )
+        return specs
 
     @field_validator("attacks", mode="before")
     @classmethod
