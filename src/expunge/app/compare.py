@@ -24,6 +24,7 @@ from expunge.errors import BadInput, ExpungeError, Missing
 from expunge.extras import load_extra
 from expunge.metrics.cka import linear_cka
 from expunge.record import Judged, Record, ScoreFile
+from expunge.report.content import MAIN
 from expunge.report.tables import range_of, title_of
 from expunge.report.vega import natural
 
@@ -154,7 +155,7 @@ def judged(scores: ScoreFile, problem: str, model: Chosen) -> Judged:
 
 
 def group_bars(scores: ScoreFile, problem: str, a: Judged, b: Judged, split: str) -> list[GroupBars]:
-    """Every metric on the split that both models have by group, layers excepted."""
+    """Every metric on the split that both models have by group, layers excepted; those of the report's main table first."""
     retrained = _retrained(scores, problem)
     made = []
     for score in a.scores:
@@ -182,7 +183,8 @@ def group_bars(scores: ScoreFile, problem: str, a: Judged, b: Judged, split: str
                 ),
             )
         )
-    return made
+    main = [metric for metric, _ in MAIN]
+    return sorted(made, key=lambda bars: main.index(bars.metric) if bars.metric in main else len(main))
 
 
 def _retrained(scores: ScoreFile, problem: str) -> list[Judged]:
