@@ -41,6 +41,7 @@ class GaussianPoison(Attack):
             "along the noise. Interval: normal with the known standard deviation 1.",
             "standard deviations",
             title="Poison left, mean per row",
+            margin=0.25,
         ),
         Measure(
             "gaussian-poison-z",

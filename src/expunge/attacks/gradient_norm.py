@@ -45,6 +45,7 @@ class GradientNormMia(Attack):
             title="Membership AUC (gradient norm)",
             low=0.0,
             high=1.0,
+            margin=0.05,
         ),
     )
     needs = frozenset({"holdout"})
