@@ -69,6 +69,9 @@ class GaussianPoison(Attack):
             found.append("it needs poisons that were planted before training (benchmark canaries)")
         return found
 
+    def spends(self) -> dict[str, float]:  # noqa: D102
+        return {"gradients per row": 1}
+
     def run(self, scene: Scene) -> list[Score]:  # noqa: D102
         poison = poison_in(scene.problem)
         if poison is None:

@@ -53,6 +53,9 @@ class GradientNormMia(Attack):
 
     p: float = param(2.0, "order of the norm", source="OpenUnlearning", gt=0)
 
+    def spends(self) -> dict[str, float]:  # noqa: D102
+        return {"gradients per row": 1}
+
     def run(self, scene: Scene) -> list[Score]:  # noqa: D102
         problem, workplace = scene.problem, scene.workplace
         family = cast(CausalLM, problem.family)
