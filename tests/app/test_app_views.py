@@ -196,6 +196,25 @@ def test_prediction_matrix_counts_by_hand(tmp_path: Path) -> None:
         prediction_matrix(Evidence(tmp_path / "e.parquet"), ["horse", "dog"])
 
 
+def test_rows_whose_outputs_are_not_finite_are_in_no_cell(tmp_path: Path) -> None:
+    logp = np.log([[0.7, 0.3], [np.nan, np.nan], [0.6, 0.4]])
+    table = pa.table(
+        {
+            "id": list("abc"), "target": [0, 0, 1], "correct": [1.0, np.nan, 0.0],
+            "logp": pa.FixedSizeListArray.from_arrays(pa.array(logp.ravel()), 2),
+        }
+    )  # fmt: skip
+    pq.write_table(table, tmp_path / "e.parquet")
+    found = Evidence(tmp_path / "e.parquet")
+    made = prediction_matrix(found, ["cat", "dog"])
+    assert made.counts == [[1, 0], [1, 0]]
+    assert made.confidence == [[pytest.approx(0.7), None], [pytest.approx(0.6), None]]
+    pq.write_table(table.set_column(2, "correct", pa.array([0.0, 1, 1])), tmp_path / "other.parquet")
+    other = Evidence(tmp_path / "other.parquet")  # b is neither right nor wrong in the first
+    assert example_page(found, other, only="worse").ids == ["a"]
+    assert example_page(found, other, only="better").ids == ["c"]
+
+
 def test_contrast_matches_accuracy(client: TestClient, scores: dict[str, Any]) -> None:
     found = _get(client, "/api/runs/small/contrast", **PAIR, split="test")
     for matrix, label in zip(found["matrices"], ("gradient-ascent", "retrain"), strict=True):

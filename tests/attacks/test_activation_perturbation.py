@@ -117,3 +117,9 @@ def test_one_row_is_enough(fine_tuned: Problem) -> None:
 def test_layers_are_spread() -> None:
     assert evenly(list("abcdefg"), 3) == ["a", "d", "g"]
     assert evenly(list("ab"), 4) == ["a", "b"]
+
+
+def test_rows_that_ask_nothing_are_not_missed_a_subject() -> None:
+    problem = tiny_problem("classifier")
+    reason = scores(problem, problem.target)["contrast"].reason
+    assert reason == "rows of family classifier ask no question, so there is no subject to take away from one"

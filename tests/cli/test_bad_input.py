@@ -95,6 +95,20 @@ def test_pickle_checkpoint(mine: Path, expunge: Run) -> None:
     assert "net.pt' is a pickle checkpoint, which can run code" in message and "--allow-pickle" in message
 
 
+def test_code_is_no_checkpoint(mine: Path, expunge: Run) -> None:
+    message = refused(expunge, *FORGET, *own(weights="net.py"), "--forget", "class=1")
+    assert "net.py' is code, not weights" in message and "./file.py:function" in message
+    assert "pickle" not in message
+
+
+def test_an_audit_is_not_written_into_a_file(mine: Path, expunge: Run) -> None:
+    Path("report").write_text("mine")
+    # Refused before any work: neither the model nor the data exist.
+    message = refused(expunge, "audit", "--model", "absent", "--data", "absent.csv", "--out", "report")
+    assert message == "--out 'report' is a file; name a folder, which is made where it does not exist"
+    assert Path("report").read_text() == "mine"
+
+
 def test_pickle_that_would_run_code_is_refused_even_when_allowed(mine: Path, expunge: Run) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:

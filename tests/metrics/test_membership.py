@@ -273,3 +273,24 @@ def test_the_registered_svc_takes_as_many_members_as_there_are_test_rows(evidenc
     assert score.value == pytest.approx(svc_efficacy(retain[chosen], test, forget), abs=1e-12)
     assert score.value is not None
     assert 0.1 < score.value < 0.9
+
+
+def test_one_row_in_question_is_no_distribution(losses) -> None:
+    one = losses | {("model", "forget"): [losses["model", "forget"][0].select(np.arange(1))]}
+    two = losses | {("model", "forget"): [losses["model", "forget"][0].select(np.arange(2))]}
+    for metric in (AUC, EFFICACY, TPR):
+        score = metric("forget", one)
+        assert (score.status, score.value) == ("undefined", None)
+        assert score.reason == "only 1 row of 'forget' to ask about; at least 2 are needed"
+        assert metric("forget", two).status == "ok"
+
+
+@pytest.mark.parametrize(("split", "n"), [("forget", 1), ("retain", 1), ("test", 1), ("test", 0)])
+def test_the_published_attack_needs_two_rows_of_each_kind(evidence, rng, split, n) -> None:
+    sizes = {"forget": 5, "retain": 30, "test": 20} | {split: n}
+    rows = {
+        ("model", name): [evidence(ids=[f"{name}-{i}" for i in range(size)], confidence=rng.random(size))]
+        for name, size in sizes.items()
+    }
+    score = METRICS["mia-svc-confidence"]("forget", rows)
+    assert score.status == "undefined" and (n == 0 or f"only 1 row of '{split}'" in score.reason)

@@ -178,7 +178,9 @@ def test_sentences():
         "(95 % prediction interval of the difference -10.7 to 1.71, 1 against 3 models)"
     )
     lonely = verdict("digits", "ft", scores(0.90), scores(0.94))
-    assert lonely.sentence == "undecided: at least 2 models on each side are needed, there are 1 against 1"
+    assert lonely.sentence == "undecided: at least 2 retrained models are needed for a spread, there is 1"
+    nobody = verdict("digits", "ft", scores(None), scores(0.94, 0.95))
+    assert nobody.sentence == "undecided: at least 1 model is needed to judge, there are 0"
     assert (alone.n, alone.difference) == (1, pytest.approx(-0.045))
     auc = verdict(
         "digits",

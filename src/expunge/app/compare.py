@@ -307,15 +307,15 @@ def embedding(
     ids, groups = pair[0].table["id"].to_pylist(), None
     if "group" in pair[0].table.column_names:
         groups = pair[0].table["group"].to_pylist()
-    correct = [e.table["correct"].to_pylist() if "correct" in e.quantities else None for e in pair]
+    correct = [e.table["correct"].to_numpy() if "correct" in e.quantities else None for e in pair]
     n = len(rows)
     points = [
         Point.model_construct(
             id=str(ids[row]), group=None if groups is None else str(groups[row]),
             a=(round(float(flat[i, 0]), 4), round(float(flat[i, 1]), 4)),
             b=(round(float(flat[n + i, 0]), 4), round(float(flat[n + i, 1]), 4)),
-            correct_a=None if correct[0] is None else bool(correct[0][row]),
-            correct_b=None if correct[1] is None else bool(correct[1][row]),
+            correct_a=_right(correct[0], row),
+            correct_b=_right(correct[1], row),
         )
         for i, row in enumerate(rows)
     ]  # fmt: skip
@@ -323,6 +323,10 @@ def embedding(
         layer=layer, method=method, aligned=aligned, explained=explained,
         similarity=float(cka) if np.isfinite(cka) else None, points=points, n=len(pair[0]),
     )  # fmt: skip
+
+
+def _right(correct: np.ndarray | None, row: int) -> bool | None:
+    return None if correct is None or np.isnan(correct[row]) else bool(correct[row])
 
 
 __all__ = ["Contrast", "Embedding", "contrast", "embedding", "evidence"]

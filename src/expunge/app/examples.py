@@ -65,7 +65,8 @@ class Evidence:
         table = file.read(scalars)
         if "predicted" not in self.names and "logp" in self.names:
             logp = self.array("logp")
-            table = table.append_column("predicted", pa.array(logp.argmax(1)))
+            told = np.where(np.isnan(logp).any(1), np.nan, logp.argmax(1))
+            table = table.append_column("predicted", pa.array(told))
         self.table = table.combine_chunks()
 
     def __len__(self) -> int:
@@ -180,8 +181,8 @@ def _only(first: Evidence, second: Evidence | None, only: str) -> np.ndarray:
     if only == "changed":
         return _column(first, "predicted") != _column(second, "predicted")
     if only in ("worse", "better"):
-        a, b = (_column(e, "correct").astype(bool) for e in (first, second))
-        return a & ~b if only == "worse" else ~a & b
+        right, wrong = (first, second) if only == "worse" else (second, first)
+        return (_column(right, "correct") == 1) & (_column(wrong, "correct") == 0)
     raise BadInput(f"there is no filter {only!r}; there are changed, worse and better")
 
 
@@ -240,7 +241,8 @@ class Matrix(Record):
 
 def prediction_matrix(found: Evidence, classes: Sequence[str]) -> Matrix:
     """The confusion matrix of a classifier."""
-    predicted = _column(found, "predicted").astype(int)
+    said = _column(found, "predicted")
+    predicted = np.where(known := np.isfinite(said), said, 0).astype(int)
     if "target" in found.table.column_names:
         true = _column(found, "target").astype(int)
     else:
@@ -255,10 +257,10 @@ def prediction_matrix(found: Evidence, classes: Sequence[str]) -> Matrix:
         true = np.asarray([place[g] for g in groups])
     n = len(classes)
     counts = np.zeros((n, n), dtype=int)
-    np.add.at(counts, (true, predicted), 1)
+    np.add.at(counts, (true, predicted), known)
     confidence = None
     if "logp" in found.names:
-        top = np.exp(found.array("logp").max(1))
+        top = np.where(known, np.exp(found.array("logp").max(1)), 0.0)
         total = np.zeros((n, n))
         np.add.at(total, (true, predicted), top)
         confidence = [

@@ -100,7 +100,11 @@ class ActivationPerturbation(Attack):
         ]
         for kind in ("contrast", "anonymized", "null"):
             if not work.asked:
-                why = f"no question of the forget rows has the text of a column '{self.subject}' in it"
+                why = (
+                    f"no question of the forget rows has the text of a column '{self.subject}' in it"
+                    if isinstance(family, CausalLM)
+                    else f"rows of family {family.name} ask no question, so there is no subject to take away from one"
+                )
                 made.append(self.undefined(f"activation-perturbation-{kind}", why))
                 continue
             grid = work.grid(plain, kind, 0)
@@ -122,9 +126,8 @@ class ActivationPerturbation(Attack):
         interval = over or t_interval(kept, over="examples")
         estimate = Estimate(float(kept.mean()), len(kept), interval)
         at = [0.0, *self.strengths]
-        return self.score(
-            f"activation-perturbation-{kind}", estimate, Curve(over="strength", at=at, values=curve.tolist())
-        )
+        followed = Curve(over="strength", at=at, values=curve.tolist()) if np.isfinite(curve).all() else None
+        return self.score(f"activation-perturbation-{kind}", estimate, followed)
 
 
 def cross_fitted(chosen_by: np.ndarray, grid: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -175,7 +175,7 @@ def greedy(family: CausalLM, model: nn.Module, asked: Sequence[Asked], limit: in
     limits = [max(1, min(most, family.max_length - len(one.prompt))) for one in asked]
     ends = {i for i in (family.tokenizer.eos_token_id,) if i is not None}
     said = continuations(model, [one.prompt for one in asked], limits, pad=family.pad, ends=ends)
-    return texts(family, said)
+    return texts(family, [tokens or [] for tokens in said])
 
 
 def texts(family: CausalLM, tokens: Sequence[Sequence[int]]) -> list[str]:

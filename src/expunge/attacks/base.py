@@ -70,6 +70,11 @@ class Shadow:
             raise BadInput("a shadow model needs members and non-members among the rows of its pool")
 
 
+_TELLING = ("correct", "token_correct", "absolute_error", "loss")
+"""The first of these that a family has is a finite number exactly where the model's outputs are; a loss may be infinite where a
+probability is 0, so it comes last."""
+
+
 @dataclass
 class Scene:
     """What an attacker works with. Its parts must not be changed; an attack that trains works on a copy.
@@ -92,6 +97,7 @@ class Scene:
     transcripts: list[dict[str, Any]] = field(default_factory=list)
     """What was asked and answered, as `keep` was told; it holds contents, so no record takes it in."""
     _seen: dict[str, Evidence] = field(default_factory=dict, repr=False)
+    _told: Evidence | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self.model.eval()
@@ -116,6 +122,30 @@ class Scene:
                 device=self.workplace.device, batches=self.workplace.batches(self.problem, split),
             )  # fmt: skip
         return self._seen[split]
+
+    def demand_finite(self) -> None:
+        """Raise Undefined where the model's outputs for forget rows are NaN or infinite: no attack finds anything there.
+
+        Read from evidence that exists; a pass over the forget rows where there is none.
+        """
+        family = self.problem.family
+        told = [q for q in _TELLING if q in family.quantities and q not in family.generated][:1]
+        if not told:  # a family that only draws: what it draws says so itself
+            return
+        seen = self._seen.get("forget")
+        if seen is None or told[0] not in seen.table.column_names:
+            if self._told is None:
+                self._told = collect(
+                    family, self.model, self.problem.forget, told,
+                    device=self.workplace.device, batches=self.workplace.batches(self.problem, "forget"),
+                )  # fmt: skip
+            seen = self._told
+        values = seen[told[0]]
+        if values.dtype == object:  # of tokens; a sum is NaN where one of its terms is
+            values = np.asarray([row.sum() for row in values])
+        lost = int((~np.isfinite(values)).sum())
+        if lost:
+            raise Undefined(f"the model's outputs are not finite for {lost} of {len(values)} rows of forget")
 
 
 class Attack(Parameters):
@@ -195,6 +225,7 @@ class Attack(Parameters):
         if obstacles:
             raise BadInput(f"attack '{self.name}' cannot run on {scene.problem.name}: {'; '.join(obstacles)}")
         try:
+            scene.demand_finite()
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(scene.workplace.seed)
                 scores = self.run(scene)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import numpy as np
@@ -45,16 +46,12 @@ class GradientNormMia(Attack):
             title="Membership AUC (gradient norm)",
             low=0.0,
             high=1.0,
-            margin=0.05,
         ),
     )
     needs = frozenset({"holdout"})
     families = frozenset({"causal_lm"})
 
     p: float = param(2.0, "order of the norm", source="OpenUnlearning", gt=0)
-
-    def spends(self) -> dict[str, float]:  # noqa: D102
-        return {"gradients per row": 1}
 
     def run(self, scene: Scene) -> list[Score]:  # noqa: D102
         problem, workplace = scene.problem, scene.workplace
@@ -69,8 +66,8 @@ class GradientNormMia(Attack):
 def gradient_norms(family: CausalLM, model: nn.Module, rows: Batches, p: float = 2.0) -> np.ndarray:
     """`[n]` mean over parameter tensors of the L_p norm of the gradient of each row's mean loss per token.
 
-    NaN for rows without a token besides the end-of-sequence token. Tensors that a row does not reach count as 0. The
-    model must be in eval mode; its own gradients are left alone.
+    NaN for rows without a token besides the end-of-sequence token, infinite where the gradient is not
+    finite. Tensors that a row does not reach count as 0. The model must be in eval mode; its own gradients are left alone.
     """
     parameters = list(model.parameters())
     norms: list[torch.Tensor] = []
@@ -92,7 +89,8 @@ def gradient_norms(family: CausalLM, model: nn.Module, rows: Batches, p: float =
                 continue
             norms.clear()
             (family.nll(family.forward(model, batch), batch) / family.terms(batch)).sum().backward()
-            found[row] = float(torch.stack(norms).sum()) / len(parameters)
+            norm = float(torch.stack(norms).sum()) / len(parameters)
+            found[row] = norm if math.isfinite(norm) else math.inf
     finally:
         for hook in hooks:
             hook.remove()

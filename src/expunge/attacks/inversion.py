@@ -59,7 +59,6 @@ class Inversion(Attack):
             title="Recognizable reconstructions",
             low=0.0,
             high=1.0,
-            margin=0.1,
         ),
         Measure(
             "inversion-accuracy-retained",

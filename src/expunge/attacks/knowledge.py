@@ -68,6 +68,7 @@ def knowledge_of(family: Family, evidence: Evidence) -> np.ndarray:
     if family.name == "causal_lm":
         return np.asarray([exact_memorization(row) for row in answer_tokens(evidence, "token_correct")])
     if isinstance(family, Regressor):
-        return 1 / (1 + evidence["absolute_error"].astype(np.float64) / float(np.mean(family.scale)))
+        error = evidence["absolute_error"].astype(np.float64)
+        return 1 / (1 + np.where(np.isfinite(error), error, np.nan) / float(np.mean(family.scale)))
     (quantity,) = KNOWLEDGE[family.name][1]
     return evidence[quantity].astype(np.float64)

@@ -119,7 +119,9 @@ class SoftPrompt(Attack):
             self.score(
                 "soft-prompt-fit",
                 Estimate(float(np.nanmean(fit)), len(fit), t_interval(fit, over="examples")),
-            ),
+            )
+            if np.isfinite(fit).all()
+            else self.undefined("soft-prompt-fit", "with the vectors the model's outputs are not finite"),
         ]
 
     def questions(self, scene: Scene, split: str) -> list[Asked]:

@@ -7,7 +7,7 @@ from scipy.stats import binom
 
 from expunge.attacks.base import Attack, Measure, Scene
 from expunge.data.canaries import mark_in
-from expunge.metrics.base import Estimate
+from expunge.metrics.base import Estimate, decided
 from expunge.problem import Problem
 from expunge.record import Score
 from expunge.stats.intervals import wilson
@@ -60,15 +60,13 @@ class Watermark(Attack):
             found.append("it needs an ownership mark that was planted before training (benchmark canaries)")
         return found
 
-    def spends(self) -> dict[str, float]:  # noqa: D102
-        return {"queries per row": 1}
-
     def run(self, scene: Scene) -> list[Score]:  # noqa: D102
         mark = mark_in(scene.problem)
         if mark is None:
             raise AssertionError("checked by `obstacles`")
         evidence = scene.evidence(mark.within, ["correct"])
         correct = evidence.select(np.isin(evidence.ids, mark.ids))["correct"]
+        correct = decided(correct)
         n, hits = len(correct), int(correct.sum())
         return [
             self.score("watermark-accuracy", Estimate(hits / n, n, wilson(hits, n))),

@@ -97,6 +97,8 @@ def audit(
     json: Json = False,
 ) -> None:
     """Measure models and judge them against retrained references. Without --reference, what needs one reads undefined."""
+    if out is not None and out.exists() and not out.is_dir():
+        raise BadInput(f"--out '{out}' is a file; name a folder, which is made where it does not exist")
     if self_check:
         from expunge.cli.self_check import check
 

@@ -115,7 +115,11 @@ def collect(
                     continue
                 if name not in arrays:
                     arrays[name] = torch.empty((len(batches), *value.shape[1:]), dtype=value.dtype)
-                arrays[name][rows] = value.cpu()
+                elif (
+                    arrays[name].dtype != value.dtype
+                ):  # NaN among what was whole numbers so far, or the reverse
+                    arrays[name] = arrays[name].to(torch.promote_types(arrays[name].dtype, value.dtype))
+                arrays[name][rows] = value.cpu().to(arrays[name].dtype)
     model.train(was_training)
     columns: dict[str, pa.Array] = {"id": pa.array(batches.ids)}
     if batches.groups is not None:

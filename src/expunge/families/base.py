@@ -8,6 +8,7 @@ values.
 from __future__ import annotations
 
 import contextlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -340,6 +341,15 @@ def _shaped_as(activation: Tensor, positions: Tensor) -> Tensor:
     if activation.dim() == 4:
         positions = positions.transpose(1, 2)
     return positions.reshape(activation.shape)
+
+
+def where_finite(value: Tensor, of: Tensor) -> Tensor:
+    """`value` (`[B]`), NaN where `of` (`[B]`) is; in its own type unless that is somewhere.
+
+    For what is always a number, such as the place of the largest logit, though logits that are not finite say nothing.
+    """
+    lost = of.isnan()
+    return value.double().masked_fill(lost, math.nan) if bool(lost.any()) else value
 
 
 def wide(tensor: Tensor) -> Tensor:

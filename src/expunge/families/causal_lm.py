@@ -46,13 +46,14 @@ class CausalLM(Family):
         "zlib_bytes": "length of the zlib-compressed completion in UTF-8, without its end-of-sequence token, bytes, [n]",
         "ends": "1 where the last token of the completion is the end-of-sequence token, else 0, [n]",
         "token_logp": "ln p of each token of the completion, nats, [n, T]",
-        "token_correct": "1 where the most likely token is the completion's, else 0, [n, T]",
+        "token_correct": "1 where the most likely token is the completion's, else 0; NaN where the logits are not finite, [n, T]",
         "token_mean_logp": "mean over the vocabulary of ln p under p itself, i.e. minus the entropy, nats, [n, T]",
         "token_std_logp": "standard deviation over the vocabulary of ln p under p itself, nats, [n, T]",
         "paraphrase_loss": "loss of the row's paraphrased answer, or of the answer itself where there is none, [n]",
         "perturbed_loss": "loss of each of the row's perturbed answers; NaN where there are none, [n, K]",
         "features:LAYER": "activations of LAYER averaged over the completion's positions, [n, d]",
-        "text": "what the model says after the row's prompt, greedily, up to its end-of-sequence token, [n]",
+        "text": "what the model says after the row's prompt, greedily, up to its end-of-sequence token; null where logits are "
+        "not finite, [n]",
         "answer_text": "what the row itself says there, as the data has it, [n]",
         "refusal_loss": "loss of each of five embedded refusals as the answer; NaN where the row asks nothing, [n, 5]",
         "sample_text": "k sampled answers to the row's prompt, [n] of k texts",
@@ -240,7 +241,8 @@ class CausalLM(Family):
             prompts, limits = [r.prompt for r in asked], [r.limit for r in asked]
             ends = {i for i in (self.tokenizer.eos_token_id,) if i is not None}
             said = continuations(model, prompts, limits, pad=self.pad, ends=ends, batch_size=batch_size)
-            made["text"] = [t.strip() for t in self.tokenizer.batch_decode(said, skip_special_tokens=True)]
+            texts = self.tokenizer.batch_decode([tokens or [] for tokens in said], skip_special_tokens=True)
+            made["text"] = [None if s is None else t.strip() for s, t in zip(said, texts, strict=True)]
         if "answer_text" in quantities:
             made["answer_text"] = [r.answer for r in asked]
         return made
@@ -308,7 +310,8 @@ class CausalLM(Family):
         found = {name: nowhere(prediction, batch.mask) for name in names}
         for place, logp, target in chunks(prediction, batch.targets, batch.mask):
             found["token_logp"][place] = logp.gather(1, target[:, None]).squeeze(1)
-            found["token_correct"][place] = (most_likely(logp) == target).float()
+            right = (most_likely(logp) == target).float()
+            found["token_correct"][place] = right.masked_fill_(found["token_logp"][place].isnan(), math.nan)
             if "token_mean_logp" in found:
                 p = logp.exp()
                 mean = (p * logp).sum(-1)

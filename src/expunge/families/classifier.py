@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from expunge.errors import BadInput
-from expunge.families.base import Batch, Family, Outputs, Rows, wide
+from expunge.families.base import Batch, Family, Outputs, Rows, where_finite, wide
 from expunge.families.inputs import Inputs, restore_inputs
 from expunge.families.models import call
 
@@ -32,12 +32,12 @@ class Classifier(Family):
     likelihood = "exact"
     quantities = {
         "loss": "cross-entropy -ln p(y), nats, [n]",
-        "correct": "1 where the most likely class is the label, else 0, [n]",
+        "correct": "1 where the most likely class is the label, else 0; NaN where the logits are not finite, [n]",
         "confidence": "probability of the label p(y), [n]",
         "margin": "z_y - logsumexp of the other logits = ln p(y) - ln(1 - p(y)), [n]",
         "entropy": "-sum p ln p, nats, [n]",
         "modified_entropy": "-(1-p_y) ln p_y - sum over other classes of p_k ln(1-p_k), nats (Song & Mittal 2021), [n]",
-        "predicted": "most likely class, [n]",
+        "predicted": "most likely class; NaN where the logits are not finite, [n]",
         "target": "the label, [n]",
         "logp": "log-probability of every class, [n, C]",
         "features:LAYER": "activations of LAYER averaged over positions, [n, d]",
@@ -128,7 +128,7 @@ class Classifier(Family):
             elif quantity == "loss":
                 made[quantity] = -logp_y
             elif quantity == "correct":
-                made[quantity] = (logits.argmax(-1) == target).to(torch.int8)
+                made[quantity] = where_finite((logits.argmax(-1) == target).to(torch.int8), logp_y)
             elif quantity == "confidence":
                 made[quantity] = logp_y.exp()
             elif quantity == "margin":
@@ -138,7 +138,7 @@ class Classifier(Family):
             elif quantity == "modified_entropy":
                 made[quantity] = modified_entropy(logp, target, margin)
             elif quantity == "predicted":
-                made[quantity] = logits.argmax(-1)
+                made[quantity] = where_finite(logits.argmax(-1), logp_y)
             elif quantity == "target":
                 made[quantity] = target
             elif quantity == "logp":

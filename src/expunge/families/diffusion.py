@@ -318,15 +318,16 @@ class Diffusion(Family):
         right, probability = {}, np.ones(len(images))
         for name, judge in self.judges.items():
             asked = np.asarray([judge.number(str(v)) for v in rows[name][:]])
-            right[name] = seen[name].logp.argmax(-1) == asked
+            logp = seen[name].logp
+            right[name] = np.where(np.isnan(logp).any(1), np.nan, logp.argmax(-1) == asked)
         for name, value in self.concept.items():
             probability *= np.exp(seen[name].logp[:, self.judges[name].number(value)])
         others = [right[name] for name in self.judges if name not in columns]
         unknown = np.full(len(images), np.nan)
         return {
-            "concept_correct": np.all([right[name] for name in columns], axis=0).astype(np.int8),
+            "concept_correct": _all_of([right[name] for name in columns]),
             "concept_probability": probability if self.concept else unknown,
-            "context_correct": np.all(others, axis=0).astype(np.int8) if others else unknown,
+            "context_correct": _all_of(others) if others else unknown,
             "judge_features": np.concatenate([s.features for s in seen.values()], axis=1),
         }
 
@@ -374,3 +375,9 @@ class Diffusion(Family):
                 raise BadInput(
                     f"{name} has {len(bad)} rows with NaN or infinity in '{column}' (first: id '{dataset['id'][int(bad[0])]}')"
                 )
+
+
+def _all_of(right: Sequence[np.ndarray]) -> np.ndarray:
+    """`[n]` 1 where all are (`[n]` of 1, 0 and NaN), else 0; NaN where one is, in int8 unless that is somewhere."""
+    lowest = np.min(right, axis=0)
+    return lowest if np.isnan(lowest).any() else lowest.astype(np.int8)

@@ -276,7 +276,8 @@ class Gan(Family):
 
     def _classes(self, seen: dict[str, Judgment]) -> np.ndarray:
         of_classes = seen.get(self.target, next(iter(seen.values())))
-        return of_classes.logp.argmax(1).astype(np.int32)
+        found = of_classes.logp.argmax(1).astype(np.int32)
+        return np.where(lost, np.nan, found) if (lost := np.isnan(of_classes.logp).any(1)).any() else found
 
     def _verdicts(self, seen: dict[str, Judgment]) -> dict[str, np.ndarray]:
         made = {"judge_features": _features(seen), "judged": self._classes(seen)}
@@ -285,7 +286,7 @@ class Gan(Family):
         if self.concept is not None:
             column, value = self.concept
             number, logp = self.judges[column].number(value), seen[column].logp
-            made["undesired"] = (logp.argmax(1) == number).astype(np.float64)
+            made["undesired"] = np.where(np.isnan(logp).any(1), np.nan, logp.argmax(1) == number)
             made["concept_probability"] = np.exp(logp[:, number])
         return made
 

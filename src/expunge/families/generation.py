@@ -105,8 +105,10 @@ def continuations(
     pad: int,
     ends: AbstractSet[int],
     batch_size: int = 256,
-) -> list[list[int]]:
+) -> list[list[int] | None]:
     """The most likely next token, again and again, after each prompt (token ids), without the token that ends it.
+
+    None where no token was the most likely one, because the logits were not finite.
 
     A row's continuation does not depend on the rows beside it, but for rounding. Prompts of similar length share a
     batch of at most `batch_size` rows and `BATCH_TOKENS` tokens, which ends when all its rows have.
@@ -127,7 +129,7 @@ def continuations(
     padded = library or keeps_past(inner)
     ends = {*ends, *_own_ends(innermost(inner))}
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    made: list[list[int]] = [[]] * len(prompts)
+    made: list[list[int] | None] = [[]] * len(prompts)
     for rows in shared_batches(prompts, limits, batch_size, one_length=not padded):
         longest, limit = len(prompts[rows[-1]]), limits[rows[0]]
         ids = torch.full((len(rows), longest), pad, dtype=torch.long)
@@ -140,11 +142,20 @@ def continuations(
         count_examples(len(rows))
         if library:
             said = _generated(inner, ids, seen, limit, pad, ends)
+        elif padded:
+            said = _continued(inner, ids, seen, limit, ends)
         else:
-            said = _continued(inner, ids, seen, limit, ends) if padded else extended(model, ids, limit, ends)
+            lost: set[int] = set()
+            plain = extended(model, ids, limit, ends, lost=lost)
+            said = [None if place in lost else tokens for place, tokens in enumerate(plain)]
         for row, tokens in zip(rows, said, strict=True):
             made[row] = tokens
     return made
+
+
+def _lost(logits: Tensor) -> Tensor:
+    """`[B]` whether no token of the logits `[B, V]` is the most likely one: some are NaN or infinite."""
+    return ~logits.amax(-1).isfinite()
 
 
 def shared_batches(
@@ -167,16 +178,27 @@ def shared_batches(
 
 def _generated(
     model: Any, ids: Tensor, seen: Tensor, limit: int, pad: int, ends: AbstractSet[int]
-) -> list[list[int]]:
+) -> list[list[int] | None]:
     """By the model's own `generate`."""
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, LogitsProcessorList
 
     greedy = GenerationConfig(
         do_sample=False, max_new_tokens=limit, pad_token_id=pad, eos_token_id=sorted(ends) or None
     )
+    lost = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+    def watch(_: Tensor, logits: Tensor) -> Tensor:
+        lost.logical_or_(_lost(logits))
+        return logits
+
     with _settings(model, greedy):
-        said = model.generate(ids, attention_mask=seen, generation_config=greedy)[:, ids.shape[1] :]
-    return [list(takewhile(lambda token: token not in ends, row)) for row in said.tolist()]
+        said = model.generate(
+            ids, attention_mask=seen, generation_config=greedy, logits_processor=LogitsProcessorList([watch])
+        )[:, ids.shape[1] :]  # fmt: skip
+    return [
+        None if gone else list(takewhile(lambda token: token not in ends, row))
+        for row, gone in zip(said.tolist(), lost.tolist(), strict=True)
+    ]
 
 
 @contextmanager
@@ -191,23 +213,26 @@ def _settings(model: Any, settings: Any) -> Iterator[None]:
 
 def _continued(
     model: nn.Module, ids: Tensor, seen: Tensor, limit: int, ends: AbstractSet[int]
-) -> list[list[int]]:
+) -> list[list[int] | None]:
     """Every step from the last token and what the model keeps of those before."""
     said: list[list[int]] = [[] for _ in ids]
+    lost: set[int] = set()
     going, past = list(range(len(said))), Past()
     positions = (seen.cumsum(1) - 1).clamp(min=0)
     for _ in range(limit):
         inputs = {"input_ids": ids, "attention_mask": seen, "position_ids": positions}
-        following = call_language_model(model, inputs, 1, past)[:, -1].argmax(-1)
+        logits = call_language_model(model, inputs, 1, past)[:, -1]
+        following, gone = logits.argmax(-1), _lost(logits).tolist()
         tokens = following.tolist()
-        going = [row for row in going if tokens[row] not in ends]
+        lost.update(row for row in going if gone[row])
+        going = [row for row in going if tokens[row] not in ends and row not in lost]
         if not going:
             break
         for row in going:
             said[row].append(tokens[row])
         ids, positions = following[:, None], positions[:, -1:] + 1
         seen = F.pad(seen, (0, 1), value=1)
-    return said
+    return [None if row in lost else tokens for row, tokens in enumerate(said)]
 
 
 def extended(
@@ -216,17 +241,21 @@ def extended(
     limit: int,
     ends: AbstractSet[int],
     choose: Callable[[Tensor], Tensor] = lambda logits: logits.argmax(-1),
+    lost: set[int] | None = None,
 ) -> list[list[int]]:
     """Every step from the whole sequence, of the rows that have not ended; `ids` hold no padding.
 
-    `choose` makes `[B]` next tokens of `[B, V]` logits.
+    `choose` makes `[B]` next tokens of `[B, V]` logits; rows whose logits are not finite end and are added to `lost`.
     """
     said: list[list[int]] = [[] for _ in ids]
     going = list(range(len(said)))
     for _ in range(limit):
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        following = choose(call_language_model(model, inputs, 1)[:, -1])
-        kept = [place for place, token in enumerate(following.tolist()) if token not in ends]
+        logits = call_language_model(model, inputs, 1)[:, -1]
+        following, gone = choose(logits), _lost(logits).tolist() if lost is not None else [False] * len(going)
+        if lost is not None:
+            lost.update(row for row, is_gone in zip(going, gone, strict=True) if is_gone)
+        kept = [p for p, token in enumerate(following.tolist()) if token not in ends and not gone[p]]
         if not kept:
             break
         going = [going[place] for place in kept]

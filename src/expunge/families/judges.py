@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -84,9 +85,9 @@ class Judge:
         return self._answer(model, family, {inputs.argument: (pixels * inputs.rescale - mean) / std})
 
     def judge(self, images: Tensor, batch_size: int = 256) -> Judgment:
-        """What it says of `[n, C, H, W]` images in -1 to 1."""
+        """What it says of `[n, C, H, W]` images in -1 to 1; NaN of images with pixels that are not finite."""
         model, family = self._loaded
-        pixels = ((images.clamp(-1, 1) + 1) / 2).float().cpu()
+        pixels = ((images.clamp(-1, 1) + 1) / 2).float().cpu().nan_to_num()
         logp, seen = list[Tensor](), list[Tensor]()
         with torch.inference_mode():
             for part in pixels.split(batch_size):
@@ -97,7 +98,9 @@ class Judge:
                 logits, features = self._answer(model.cpu(), family, encoded)
                 logp.append(torch.log_softmax(logits.float(), -1))
                 seen.append(features)
-        return Judgment(torch.cat(logp).numpy(), torch.cat(seen).numpy())
+        lost = ~images.flatten(1).isfinite().all(1).cpu()
+        told = (torch.cat(values).masked_fill(lost[:, None], math.nan).numpy() for values in (logp, seen))
+        return Judgment(*told)
 
     def _answer(
         self, model: torch.nn.Module, family: Any, inputs: Mapping[str, Tensor]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,11 +60,17 @@ def repeated(family: CausalLM, model: nn.Module, asked: Sequence[Request]) -> di
     n = len(asked)
     unit = F.normalize(torch.cat(states).reshape(n, k, -1).double(), dim=-1)
     texts = [t.strip() for t in family.tokenizer.batch_decode(said, skip_special_tokens=True)]
+    similarity = unit @ unit.mT
+    likelihood = torch.cat(logp).reshape(n, k)
+    # Where logits are not finite nothing was drawn from them.
+    lost = likelihood.isnan()
+    similarity[lost.any(1)] = math.nan
+    said_of = [None if gone else t for t, gone in zip(texts, lost.flatten().tolist(), strict=True)]
     return {
-        "sample_text": [texts[row * k : (row + 1) * k] for row in range(n)],
-        "sample_logp": torch.cat(logp).reshape(n, k).numpy(),
+        "sample_text": [said_of[row * k : (row + 1) * k] for row in range(n)],
+        "sample_logp": likelihood.numpy(),
         "sample_tokens": np.asarray([len(tokens) for tokens in said]).reshape(n, k),
-        "sample_similarity": (unit @ unit.mT).reshape(n, k * k).numpy(),
+        "sample_similarity": similarity.reshape(n, k * k).numpy(),
     }
 
 

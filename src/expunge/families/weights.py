@@ -29,6 +29,11 @@ def read_weights(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]
             return load_file(path)
         except Exception as error:
             raise BadInput(f"'{path}' is not a readable safetensors file: {error}") from None
+    if path.suffix == ".py":
+        raise BadInput(
+            f"'{path}' is code, not weights; name the function in it that builds the model, as package.module:function or "
+            "./file.py:function, and give its weights as a safetensors file (--weights)"
+        )
     if not allow_pickle:
         raise BadInput(
             f"'{path}' is a pickle checkpoint, which can run code when it is read; "

@@ -153,7 +153,8 @@ def _errors(problem: Problem, model: nn.Module, workplace: Workplace, split: str
                 family.observe(family.forward(model, batch), batch, [quantity])[quantity].double().cpu()
             )
     values = torch.cat(parts)
-    return 1 - values if quantity == "correct" else values
+    # A model whose outputs are not finite is right of nothing.
+    return 1 - values.nan_to_num(0.0) if quantity == "correct" else values
 
 
 def _holdout_weights(problem: Problem) -> Tensor:

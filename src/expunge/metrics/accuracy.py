@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from expunge.metrics.base import Estimate, Readings, by_group, metric
+from expunge.metrics.base import Estimate, Readings, by_group, decided, metric
 from expunge.stats.intervals import wilson
 
 
@@ -24,7 +24,7 @@ def accuracy(readings: Readings) -> Estimate:
     what it generalizes to, and an error above its own leaks which examples were forgotten. The interval is
     Wilson's, over examples. Groups: accuracy per class, or per value of the group column.
     """
-    correct = readings.model["correct"]
+    correct = decided(readings.model["correct"])
     successes = int(correct.sum())
     return Estimate(
         successes / len(correct),

@@ -140,12 +140,12 @@ class Metric:
             for role, where in keys:
                 _demand(role, where, evidence)
             turns = max(len(evidence[key]) for key in keys)
-            estimates = [
-                self.function(
+            estimates = self._estimates(
+                [
                     Readings(split, {key: evidence[key][turn % len(evidence[key])] for key in keys})
-                )
-                for turn in range(turns)
-            ]
+                    for turn in range(turns)
+                ]
+            )
         except Undefined as reason:
             return Score(**facts, status="undefined", reason=str(reason))
         value = mean_of(e.value for e in estimates)
@@ -159,6 +159,21 @@ class Metric:
             groups={g: v for g, v in groups.items() if math.isfinite(v)},
             interval=estimates[0].interval if turns == 1 else None,
         )
+
+    def _estimates(self, turns: Sequence[Readings]) -> list[Estimate]:
+        """One for each retrained model; what is undefined against one of them is so altogether."""
+        made: list[Estimate] = []
+        reasons: dict[int, str] = {}
+        for turn, readings in enumerate(turns, 1):
+            try:
+                made.append(self.function(readings))
+            except Undefined as reason:
+                reasons[turn] = str(reason)
+        if not reasons:
+            return made
+        turn, reason = next(iter(reasons.items()))
+        # Where it is undefined against all, the reason lies with the judged model.
+        raise Undefined(f"against retrained model {turn} of {len(turns)}: {reason}" if made else reason)
 
 
 _ABSENT: dict[Role, str] = {
@@ -242,6 +257,11 @@ def finite_values(values: np.ndarray, what: str) -> np.ndarray:
     if bad:
         raise Undefined(f"{what} is not finite for {bad} of {values.size} values; the model has diverged")
     return values.astype(np.float64)
+
+
+def decided(correct: np.ndarray) -> np.ndarray:
+    """What is right and wrong (`[n]`); Undefined where the outputs it was read from are not finite for some row."""
+    return finite_values(correct, "the model's output")
 
 
 def mean_estimate(values: np.ndarray, evidence: Evidence, what: str) -> Estimate:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from expunge.metrics.base import Estimate, Readings, by_group, metric
+from expunge.metrics.base import Estimate, Readings, by_group, decided, metric
 from expunge.stats.intervals import wilson
 
 _SOURCE = "Goel et al., TMLR 2024, arXiv:2402.14015"
@@ -49,7 +49,7 @@ def manipulation_success(readings: Readings) -> Estimate:
 
 
 def _share(readings: Readings) -> Estimate:
-    correct = readings.model["correct"]
+    correct = decided(readings.model["correct"])
     successes = int(correct.sum())
     return Estimate(
         successes / len(correct),

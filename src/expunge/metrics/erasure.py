@@ -57,8 +57,10 @@ def unlearning_accuracy(readings: Readings) -> Estimate:
 def concept_probability(readings: Readings) -> Estimate:
     """Mean probability that the judge gives to the erased concept, on `samples` those of a GAN. The t interval is over images."""
     values = readings.model["concept_probability"]
-    if np.isnan(values).any():
-        raise Undefined("the rows to forget are no concept that the judge has a name for")
+    if np.isnan(values).all():
+        raise Undefined(
+            "the rows to forget are no concept that the judge has a name for, or no image is finite"
+        )
     return mean_estimate(values, readings.model, "the judge's probability")
 
 
@@ -126,7 +128,9 @@ def published_cross_domain_retain_accuracy(readings: Readings) -> Estimate:
 
 def _context(values: np.ndarray) -> np.ndarray:
     if np.isnan(values).all():
-        raise Undefined("the concept takes all that the judges look at, so there is no context")
+        raise Undefined(
+            "the concept takes all that the judges look at, so there is no context, or no image is finite"
+        )
     return values.astype(np.float64)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import wasserstein_distance
 
-from expunge.metrics.base import Estimate, Readings, Undefined, finite_values, mean_estimate, metric
+from expunge.metrics.base import Estimate, Readings, Undefined, decided, finite_values, mean_estimate, metric
 
 FAMILY = ["gan"]
 SOURCE = "Naeem et al., ICML 2020, arXiv:2002.09797; on the judges' features"
@@ -30,7 +30,9 @@ def undesired_rate(readings: Readings) -> Estimate:
     """
     values = readings.model["undesired"]
     if np.isnan(values).all():
-        raise Undefined("the rows to forget have nothing in common that the judge has a name for")
+        raise Undefined(
+            "the rows to forget have nothing in common that the judge has a name for, or no sample is finite"
+        )
     return mean_estimate(values, readings.model, "the verdict")
 
 
@@ -77,7 +79,9 @@ def density(readings: Readings) -> Estimate:
 def _balls(readings: Readings, quantity: str) -> np.ndarray:
     values = readings.model[quantity]
     if np.isnan(values).all():
-        raise Undefined(f"{len(values)} real images are too few for so many nearest neighbors")
+        raise Undefined(
+            f"{len(values)} real images are too few for so many nearest neighbors, or samples are not finite"
+        )
     return values
 
 
@@ -99,7 +103,7 @@ def class_distance(readings: Readings) -> Estimate:
     Both as the judge of classes sees them. 0: every kept class is drawn as often as it occurs; 1: none of them is.
     """
     samples, real = readings["model", "samples"], readings["model", "test"]
-    wanted = samples["judged"][samples["undesired"] != 1]
+    wanted = decided(samples["judged"])[samples["undesired"] != 1].astype(int)
     if not len(wanted):
         raise Undefined("every sample is undesired")
     seen = real["image_judged"]
@@ -137,7 +141,9 @@ def degree_of_unlearning(readings: Readings) -> Estimate:
     )
     undesired = verdicts == 1
     if np.isnan(verdicts).all():
-        raise Undefined("the rows to forget have nothing in common that the judge has a name for")
+        raise Undefined(
+            "the rows to forget have nothing in common that the judge has a name for, or no sample is finite"
+        )
     if not undesired.any() or undesired.all():
         raise Undefined(
             "the target's samples are undesired all or none, so there are no two kinds to compare"

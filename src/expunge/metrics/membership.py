@@ -41,6 +41,8 @@ ATTACKERS: dict[str, tuple[str, Callable[[], LogisticRegression | LinearSVC]]] =
 }
 FEWEST_ROWS = 10
 """Rows that each side of a comparison must have."""
+FEWEST_ASKED = 2
+"""Rows in question that a share or an area is taken over: one row is no distribution."""
 FEWEST_FOR_TPR = 100
 """Non-members below which a false-positive rate of 1 % cannot be told from 0."""
 
@@ -163,10 +165,18 @@ def _decisions(readings: Readings, kind: str, statistic: str, fewest: int) -> tu
 
 
 def demand_matched(readings: Readings, asked: Evidence, matched: Evidence, fewest: int = FEWEST_ROWS) -> None:
-    """Raise Undefined where there are too few non-members to tell the rows from."""
+    """Raise Undefined where there are too few rows in question, or too few non-members to tell them from."""
+    _demand_asked(readings.split, asked)
     if len(matched) < fewest:
         same = "" if asked.groups is None else f" of the groups in '{readings.split}'"
         raise Undefined(f"only {len(matched)} held-out non-members{same}; at least {fewest} are needed")
+
+
+def _demand_asked(split: str, asked: Evidence) -> None:
+    if len(asked) < FEWEST_ASKED:
+        raise Undefined(
+            f"only {len(asked)} row of '{split}' to ask about; at least {FEWEST_ASKED} are needed"
+        )
 
 
 def _reads(statistic: str) -> Reads:
@@ -206,6 +216,7 @@ def _register(statistic: str, kind: str) -> None:
 
     def efficacy(readings: Readings) -> Estimate:
         attacker, asked, _ = inquire(readings, kind, statistic)
+        _demand_asked(readings.split, asked)
         return _share(attacker.decide(asked) <= 0, asked.groups)
 
     auc.__doc__ = AUC.format(attacker=attacker, words=words)
@@ -287,6 +298,12 @@ def mia_svc_confidence(readings: Readings) -> Estimate:
     the first, these are chosen by a hash of the id.
     """
     retain, test = readings["model", "retain"], readings["model", "test"]
+    _demand_asked("forget", readings.model)
+    for split, rows in (("retain", retain), ("test", test)):
+        if len(rows) < FEWEST_ASKED:
+            raise Undefined(
+                f"only {len(rows)} row of '{split}' to fit the attacker on; at least {FEWEST_ASKED} are needed"
+            )
     members = retain.select(hash_order(retain.ids)[: len(test)])
     value = svc_efficacy(*(np.sort(_values(rows, "confidence")) for rows in (members, test, readings.model)))
     n = len(readings.model)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from expunge.evidence import Evidence
-from expunge.metrics.base import Estimate, Readings, Undefined, by_group, mean_estimate, metric
+from expunge.metrics.base import Estimate, Readings, Undefined, by_group, decided, mean_estimate, metric
 from expunge.stats.intervals import t_interval
 
 SPLITS = ("forget", "retain", "test", "holdout")
@@ -37,7 +37,7 @@ def extraction_strength(correct: np.ndarray) -> float:
     where everything is predicted and 0 where the last token is not.
     """
     wrong = np.flatnonzero(np.asarray(correct) == 0)
-    if not len(correct):
+    if not len(correct) or np.isnan(correct).any():
         return np.nan
     return 1.0 - (wrong[-1] + 1) / len(correct) if len(wrong) else 1.0
 
@@ -68,8 +68,14 @@ def probability(readings: Readings) -> Estimate:
     return mean_estimate(np.exp(-readings.model["loss"]), readings.model, "probability")
 
 
+def _decided(evidence: Evidence) -> None:
+    # A sum is NaN where one of its terms is, and 0 of nothing.
+    decided(np.asarray([row.sum() for row in evidence["token_correct"]]))
+
+
 def _mean_over_texts(readings: Readings, score: Callable[[np.ndarray], float]) -> Estimate:
     evidence = readings.model
+    _decided(evidence)
     values = np.asarray([score(row) for row in answer_tokens(evidence, "token_correct")])
     counted = np.isfinite(values)
     if not counted.any():
@@ -144,5 +150,6 @@ def mean_published_extraction_strength(readings: Readings) -> Estimate:
     of 0, and the last token is always left out, be it the end of the sequence or not. The t interval is over rows.
     """
     evidence = readings.model
+    _decided(evidence)
     values = [published_extraction_strength(row[:-1]) for row in evidence["token_correct"]]
     return mean_estimate(np.asarray(values), evidence, "extraction strength")

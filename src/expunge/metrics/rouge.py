@@ -17,7 +17,7 @@ import numpy as np
 from expunge.errors import Missing
 from expunge.evidence import Evidence
 from expunge.extras import load_extra
-from expunge.metrics.base import Estimate, Readings, Undefined, mean_estimate, metric
+from expunge.metrics.base import Estimate, Readings, Undefined, decided, mean_estimate, metric
 
 TEXTS = ["text", "answer_text"]
 Measure = Literal["rouge1", "rougeL"]
@@ -59,11 +59,17 @@ def mean_rouge(evidence: Evidence, values: np.ndarray) -> Estimate:
     return mean_estimate(values[counted], evidence.select(counted), "ROUGE")
 
 
+def said_texts(evidence: Evidence) -> np.ndarray:
+    """`[n]` what the model says; Undefined where its logits are not finite for some row."""
+    decided(np.asarray([np.nan if text is None else 0.0 for text in evidence["text"]]))
+    return evidence["text"]
+
+
 def rouge_of_rows(
     evidence: Evidence, measure: Measure = "rougeL", part: Part = "recall", *, stem: bool = True
 ) -> np.ndarray:
     """`[n]` ROUGE of what the model says after each row's prompt."""
-    pairs = zip(evidence["answer_text"], evidence["text"], strict=True)
+    pairs = zip(evidence["answer_text"], said_texts(evidence), strict=True)
     return np.asarray([rouge(answer, said, measure, part, stem=stem) for answer, said in pairs])
 
 
@@ -152,7 +158,7 @@ def knowledge_memorization(readings: Readings) -> Estimate:
     over questions.
     """
     evidence = readings.model
-    pairs = zip(evidence["answer_text"], evidence["text"], strict=True)
+    pairs = zip(evidence["answer_text"], said_texts(evidence), strict=True)
     values = [
         rouge(answer, _NEXT_QUESTION.split(said)[0], "rougeL", "fmeasure", stem=False)
         for answer, said in pairs

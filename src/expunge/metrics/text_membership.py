@@ -25,12 +25,12 @@ FEWEST_ROWS = 10
 
 def loss_score(evidence: Evidence) -> np.ndarray:
     """`[n]` mean negative log-likelihood of the completion's tokens, nats (Yeom et al. 2018)."""
-    return evidence["loss"]
+    return finite_values(evidence["loss"], "loss")
 
 
 def zlib_score(evidence: Evidence) -> np.ndarray:
     """`[n]` mean loss divided by the compressed length of the completion in bytes (Carlini et al. 2021)."""
-    return evidence["loss"] / evidence["zlib_bytes"]
+    return loss_score(evidence) / evidence["zlib_bytes"]
 
 
 def lowest(values: np.ndarray, share: float) -> float:
@@ -43,7 +43,7 @@ def lowest(values: np.ndarray, share: float) -> float:
 
 def min_k_score(evidence: Evidence, share: float = SHARE) -> np.ndarray:
     """`[n]` minus the mean log-probability of the least likely tokens (Shi et al. 2024)."""
-    return np.asarray([-lowest(row, share) for row in answer_tokens(evidence, "token_logp")])
+    return np.asarray([-lowest(row, share) for row in _finite_tokens(evidence, "token_logp")])
 
 
 def min_k_plus_score(evidence: Evidence, share: float = SHARE) -> np.ndarray:
@@ -51,13 +51,20 @@ def min_k_plus_score(evidence: Evidence, share: float = SHARE) -> np.ndarray:
 
     mu and sigma are mean and standard deviation of ln p over the vocabulary under p itself; sigma is at least 1e-3.
     """
-    columns = [answer_tokens(evidence, f"token_{name}") for name in ("logp", "mean_logp", "std_logp")]
+    columns = [_finite_tokens(evidence, f"token_{name}") for name in ("logp", "mean_logp", "std_logp")]
     return np.asarray(
         [
             -lowest((logp - mean) / np.maximum(std, 1e-3), share)
             for logp, mean, std in zip(*columns, strict=True)
         ]
     )
+
+
+def _finite_tokens(evidence: Evidence, quantity: str) -> list[np.ndarray]:
+    # A sum is finite where every term is. NaN would be taken for a row without tokens.
+    rows = answer_tokens(evidence, quantity)
+    finite_values(np.asarray([row.sum() for row in rows]), "the log-probability of tokens")
+    return rows
 
 
 TextScore = Callable[[Evidence], np.ndarray]

@@ -22,6 +22,7 @@ from expunge.metrics.base import (
     Estimate,
     Readings,
     Undefined,
+    decided,
     finite_values,
     mean_estimate,
     metric,
@@ -119,7 +120,9 @@ def sampled_abstention(readings: Readings) -> Estimate:
 
     A model may decline in its likeliest answer and answer in every third sample. The t interval is over rows.
     """
-    shares = np.array([np.mean([declined(text) for text in said]) for said in readings.model["sample_text"]])
+    texts = readings.model["sample_text"]
+    decided(np.array([np.nan if any(text is None for text in said) else 0.0 for said in texts]))
+    shares = np.array([np.mean([declined(text) for text in said]) for said in texts])
     return mean_estimate(shares, readings.model, "the share")
 
 

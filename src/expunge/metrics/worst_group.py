@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from expunge.metrics.base import Estimate, Readings, Undefined, metric
+from expunge.metrics.base import Estimate, Readings, Undefined, decided, metric
 from expunge.record import Interval
 from expunge.stats.intervals import wilson
 
@@ -31,7 +31,7 @@ def worst_group_accuracy(readings: Readings) -> Estimate:
     worst of the true values on average; the interval allows for it: from the smallest lower to the smallest upper
     bound of Wilson intervals at level 1 - 0.05 / number of groups, which all hold at once with 95 %.
     """
-    correct, groups = readings.model["correct"], readings.model.groups
+    correct, groups = decided(readings.model["correct"]), readings.model.groups
     if groups is None:
         raise Undefined(f"the rows of '{readings.split}' have no groups")
     counts = {

@@ -232,13 +232,21 @@ def _judge(ours: Sequence[float], theirs: Sequence[float], margin: float) -> Out
     return Outcome(one.judgement, one.difference, one.interval, None)
 
 
+def _are(n: int) -> str:
+    return "is 1" if n == 1 else f"are {n}"
+
+
 def _sentence(outcome: Outcome, margin: float, unit: str, n: int, n_reference: int) -> str:
     factor, words = (100.0, "percentage points") if unit == "share" else (1.0, unit)
     size = f"{factor * margin:.3g} {words}"
     if outcome.interval is None or outcome.difference is None:
         if margin == 0:
             return "undecided: the retrained models' mean is 0, and so is a margin relative to it; state one"
-        return f"undecided: at least 2 models on each side are needed, there are {n} against {n_reference}"
+        if n_reference < 2:
+            return (
+                f"undecided: at least 2 retrained models are needed for a spread, there {_are(n_reference)}"
+            )
+        return f"undecided: at least 1 model is needed to judge, there {_are(n)}"
     low, high = (f"{factor * end:.3g}" for end in (outcome.interval.low, outcome.interval.high))
     level = f"{100 * outcome.interval.level:.0f} %"
     if outcome.interval.method.startswith("prediction"):

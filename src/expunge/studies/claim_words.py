@@ -31,14 +31,9 @@ class Statements(NamedTuple):
 
 
 def statements(
-    facts: Facts,
-    conclusion: Conclusion,
-    tests: Sequence[ClaimTest],
-    references: int,
-    has_target: bool,
-    recorded: bool,
+    facts: Facts, conclusion: Conclusion, tests: Sequence[ClaimTest], references: int, has_target: bool
 ) -> Statements:
-    """Everything that stands under the headline; `recorded`, whether some record names an exact guarantee."""
+    """Everything that stands under the headline."""
     supports, breaks, missing, proxies = [], [], [], []
     if facts.is_target:
         breaks.append("its weights are the target's, bit by bit: nothing was forgotten")
@@ -49,12 +44,7 @@ def statements(
     if facts.exact_by_construction and conclusion.levels["exact"] == "supported":
         supports.append("the record beside these very weights names a method whose guarantee is exact")
     elif facts.claimed == "exact" and not facts.exact_by_construction:
-        missing.append(
-            "a record beside these weights names a method with an exact guarantee, which anybody can write: without tests that "
-            "tell the target from two or more retrained models nothing could contradict it"
-            if recorded
-            else "no record ties these weights to a method with an exact guarantee"
-        )
+        missing.append("no record ties these weights to a method with an exact guarantee")
     for test in tests:
         where = breaks if test.finding in ("residue", "damaged") else None
         if test.finding in ("none", "kept"):
@@ -65,11 +55,9 @@ def statements(
             where = breaks if test.kind in ("output", "membership") else supports
         if where is not None:
             where.append(said(test))
-    blind = [level for level in ("removal", "suppression") if level not in facts.sensitive]
-    if references >= 2 and blind:
+    if references >= 2 and not facts.sensitive:
         missing.append(
-            f"the tests that {' and '.join(blind)} would need do not tell the target from retrained models: that they find "
-            "nothing here means nothing"
+            "the same tests do not tell the target from retrained models: that they find nothing here means nothing"
             if has_target
             else "the target was not given, so nobody knows whether these tests would tell it from retrained models"
         )

@@ -16,6 +16,7 @@ from scipy.stats import rankdata
 
 from expunge.evidence import Evidence
 from expunge.metrics.abstention import RIGHT
+from expunge.metrics.base import Undefined
 from expunge.metrics.rouge import TEXTS, rouge_of_rows
 from expunge.record import Interval, Judged, Record, ScoreFile
 from expunge.stats.item_response import FEWEST, item_response
@@ -117,9 +118,13 @@ def answered_right(evidence: Evidence) -> np.ndarray | None:
     """`[n]` 1 right, 0 wrong, NaN where it cannot be said; None where the evidence holds no answers."""
     columns = evidence.table.column_names
     if "correct" in columns:
-        return (evidence["correct"] > 0).astype(float)
+        correct = evidence["correct"]
+        return np.where(np.isnan(correct), np.nan, correct > 0)
     if all(name in columns for name in TEXTS):
-        recall = rouge_of_rows(evidence)
+        try:
+            recall = rouge_of_rows(evidence)
+        except Undefined:  # the model's outputs are not finite, or ROUGE is not installed
+            return np.full(len(evidence), np.nan)
         return np.where(np.isnan(recall), np.nan, recall >= RIGHT)
     return None
 
