@@ -16,10 +16,11 @@ unfaithful here because there is nothing to see: models that generalize know mos
 **Relearning** and **4 bits**: robustness of the number on models that a method has unlearned and that kept most of what is to
 be retained: ``1 - |a - b| / (|a| + |b|)`` of the changes a of unlearned and b of retrained models after one epoch on the forget
 rows, and of the values before and after rounding the weights to NF4. Both are 1 for a number that never changes, so they say
-nothing without the first. The last column is the harmonic mean of the three. Definitions after OpenUnlearning
-(arXiv:2506.12618) and arXiv:2605.24614.
+nothing without the first. Relearning is 0 where only the unlearned models move in that epoch, or both move apart: what was hidden
+comes back faster than a retrained model learns it. The last column is the harmonic mean of the three. Definitions after
+OpenUnlearning (arXiv:2506.12618) and arXiv:2605.24614.
 
-`expunge meta-evaluate` makes the tables of digits, `expunge meta-evaluate meta-text --models 3` that of the language model,
+`expunge meta-evaluate` makes the tables of digits, `expunge meta-evaluate meta-text` that of the language model,
 and any study one of its own; attacks that need shadow models are left out. With few models an AUC takes few values:
 of three against three, one pair in the wrong order is 0.11.
 """

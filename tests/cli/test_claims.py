@@ -81,13 +81,12 @@ def test_without_references_what_cannot_be_said_is_refused_and_undefined_is_no_n
     assert '<td class="missing">undefined</td>' in page
 
 
-def test_retraining_is_exact_by_its_record_and_not_without(made: Path, expunge: Run) -> None:
+def test_a_record_alone_makes_nothing_exact(made: Path, expunge: Run) -> None:
     shared = (*AUDIT, "--model", "r1", "--reference", "r2", "--reference", "r3", "--json")
     claims = {c.label: c for c in ScoreFile.model_validate_json(expunge(*shared).out).claims}
-    assert claims["r1"].claimed == "exact" and claims["r1"].standing == "exact"
-    assert claims["r1"].sentence.startswith(
-        "The run record of these parameters says that they were made without"
-    )
+    # It was retrained, and says so; but no test here tells even the target from two retrained models.
+    assert claims["r1"].claimed == "exact" and claims["r1"].standing == "undecided"
+    assert any("which anybody can write" in line for line in claims["r1"].missing)
     (made / "bare").mkdir(exist_ok=True)
     weights = (made / "r1" / "model.safetensors").read_bytes()
     (made / "bare" / "weights.safetensors").write_bytes(weights)

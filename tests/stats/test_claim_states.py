@@ -34,7 +34,7 @@ any_test = st.builds(
 any_facts = st.builds(
     Facts, st.sampled_from(LEVELS), st.sampled_from(["kept", "damaged", "undecided", "missing"]),
     st.lists(any_test, max_size=6).map(tuple), is_target=st.booleans(), keeps_target=st.booleans(),
-    sensitive=st.booleans(),
+    sensitive=st.sampled_from([(), ("removal",), ("suppression",), ("removal", "suppression")]),
     exact_by_construction=st.booleans(),
 )  # fmt: skip
 
@@ -63,8 +63,13 @@ def test_known_cases():
 
 
 def test_tests_that_would_not_notice_the_target_clear_nobody():
-    blunt = replace(CLEAR, sensitive=False)
-    assert standing(blunt) == "suppression" and conclude(blunt).residue == "inconclusive"
+    # Where only what looks inside notices it, what a model says shows nothing either; and the other way round.
+    for seen, left in (((), "undecided"), (("suppression",), "suppression"), (("removal",), "removal")):
+        blunt = replace(CLEAR, sensitive=seen)
+        assert standing(blunt) == left
+        assert (conclude(blunt).residue == "not found") == ("removal" in seen)
+    assert standing(replace(CLEAR, sensitive=("removal",), claimed="suppression")) == "undecided"
+    blunt = replace(CLEAR, sensitive=())
     assert standing(replace(blunt, claimed="exact", exact_by_construction=True)) == "exact"
 
 
@@ -95,7 +100,11 @@ def test_a_worse_finding_never_raises_a_claim(facts: Facts, data: st.DataObject)
     if not facts.tests:
         return
     i = data.draw(st.integers(0, len(facts.tests) - 1))
-    for finding in WORSE[facts.tests[i].finding]:
+    before = facts.tests[i]
+    telling = (
+        before.symmetric and before.finding == "away"
+    )  # as bad as a residue, so that not knowing is no worse
+    for finding in ("residue",) if telling else WORSE[before.finding]:
         tests = list(facts.tests)
         tests[i] = replace(tests[i], finding=finding)
         worse = conclude(replace(facts, tests=tuple(tests)))

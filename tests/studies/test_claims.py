@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from expunge.attacks.base import ATTACKS, Attack, Measure
 from expunge.record import Claim, Claimed, ClaimTest, Judged, Score
 from expunge.studies.claim_findings import Findings, judge_all, resolves
 from expunge.studies.claim_words import said
@@ -217,12 +218,121 @@ def test_a_measure_in_which_retrained_models_differ_too_much_does_not_stand_in_t
 def test_less_than_retrained_models_is_not_called_more() -> None:
     # A target that knows all has nothing for an attack to bring back, and so has a model that forgot nothing.
     test = ClaimTest(
-        kind="inner layers", metric="head-refit-rise", split="forget", finding="residue", needed=True, unit="knowledge",
+        kind="output", metric="mae", split="forget", finding="residue", needed=True, unit="years",
         original=0.0, unlearned=0.1, reference=0.9, excess=-0.8, margin=0.1,
     )  # fmt: skip
-    assert said(test).startswith(
-        "inner layers: nearer to the target than retrained models are (head-refit-rise"
-    )
+    assert said(test).startswith("output: nearer to the target than retrained models are (mae")
     assert said(test.model_copy(update={"excess": 0.8})).startswith(
-        "inner layers: more than from retrained models ("
+        "output: more than from retrained models ("
     )
+
+
+def attacked(
+    values: dict[str, float], name: str, value: float, seed: int = 0, shift: float = 0.0, **facts: Any
+) -> Judged:
+    """A model with the score of one attack beside what `model` gives it."""
+    made = model(facts.pop("method", "audited"), dict(values), seed, shift, **facts)
+    score = Score(
+        metric=name, split="forget", unit="share", direction="match", attack=True, value=value + shift
+    )  # type: ignore[arg-type]
+    return made.model_copy(update={"scores": [*made.scores, score]})
+
+
+def claim_of_attack(name: str, target: float, retrained: float, ours: float) -> tuple[Claim, ClaimTest]:
+    judged = [
+        attacked(KNOWS, name, target, method="target"),
+        *(attacked(RETRAINED, name, retrained, i, SPREAD[i], method="retrain") for i in range(5)),
+        attacked(RETRAINED, name, ours),
+    ]
+    found = next(c for c in claims(PROBLEM, judged) if c.label == "m")
+    return found, next(t for t in found.tests if t.metric == name)
+
+
+@pytest.mark.parametrize(
+    "name", ["lira-auc", "u-lira-auc", "population-mia-auc", "inversion-accuracy", "self-report-knows"]
+)
+def test_whatever_attack_finds_more_than_in_retrained_models_contradicts_removal(name: str) -> None:
+    found, test = claim_of_attack(name, 0.99, 0.5, 0.99)
+    assert (
+        test.finding == "residue" and found.levels["removal"] == "contradicted" and found.residue == "found"
+    )
+    clean, test = claim_of_attack(name, 0.99, 0.5, 0.5)
+    assert test.finding == "none" and clean.levels["removal"] != "contradicted"
+
+
+def test_an_attack_of_ones_own_counts_and_is_named_where_it_fails() -> None:
+    class Ours(Attack):
+        """Two numbers out of nothing."""
+
+        name = "test-claims-ours"
+        paper = "none"
+        threat_model = "none"
+        access = "text"
+        measures = (
+            Measure("test-claims-ours-found", "found", "share", margin=0.1),
+            Measure("test-claims-ours-other", "beside it", "share"),
+        )
+
+        def run(self, scene: Any) -> list[Score]:
+            raise NotImplementedError
+
+    try:
+        found, test = claim_of_attack("test-claims-ours-found", 0.9, 0.1, 0.9)
+        assert test.finding == "residue" and test.kind == "test-claims-ours" and not test.needed
+        assert found.standing == "not forgotten"  # it reads text: whoever asks gets it
+        broken = model("audited", dict(RETRAINED))
+        broken = broken.model_copy(
+            update={"scores": [*broken.scores, *Ours().unanswered("failed", "out of ideas")]}
+        )
+        others = [
+            model("target", dict(KNOWS)),
+            *(model("retrain", dict(RETRAINED), i, SPREAD[i]) for i in range(5)),
+        ]
+        found = next(c for c in claims(PROBLEM, [*others, broken]) if c.label == "m")
+        assert any(
+            line == "test-claims-ours: test-claims-ours-found on forget: failed: out of ideas"
+            for line in found.missing
+        )
+    finally:
+        ATTACKS._items.pop("test-claims-ours")
+
+
+def test_an_attack_that_fails_without_a_margin_is_named_too() -> None:
+    broken = model("audited", dict(RETRAINED))
+    failed = ATTACKS["watermark"]().unanswered("failed", "the mark is gone astray")
+    broken = broken.model_copy(update={"scores": [*broken.scores, *failed]})
+    others = [
+        model("target", dict(KNOWS)),
+        *(model("retrain", dict(RETRAINED), i, SPREAD[i]) for i in range(5)),
+    ]
+    found = next(c for c in claims(PROBLEM, [*others, broken]) if c.label == "m")
+    assert "watermark: the mark is gone astray" in found.missing
+
+
+def test_bringing_back_less_than_retrained_models_is_no_residue() -> None:
+    # The target knows all before and after its head is fitted again, so that nothing rises; retrained models rise by 0.6.
+    found, test = claim_of_attack("head-refit-rise", 0.0, 0.6, 0.0)
+    assert test.finding in ("none", "away") and found.levels["removal"] != "contradicted"
+    found, test = claim_of_attack("head-refit-rise", 0.0, 0.6, 0.95)
+    assert test.finding == "residue" and found.levels["removal"] == "contradicted"
+
+
+def test_a_record_that_anybody_can_write_is_exact_only_where_tests_could_have_contradicted_it() -> None:
+    for references in (0, 1):
+        forged = claim(dict(RETRAINED), references=references, claimed="exact", guarantee="bitwise")
+        assert forged.standing == "undecided" and forged.levels["exact"] == "undecided"
+        assert any("which anybody can write" in line for line in forged.missing)
+    ours = [
+        model("target", dict(KNOWS)),
+        model("sisa", dict(RETRAINED), guarantee="bitwise", claimed="exact"),
+    ]
+    assert claims(PROBLEM, ours)[-1].standing == "exact"  # made here, by code that is known
+
+
+def test_what_cannot_be_run_on_a_family_is_no_requirement_of_it() -> None:
+    found = Findings([model("audited", dict(RETRAINED))], [model("target", dict(KNOWS))], [])
+    _gather(found, "estimator", "removal")
+    kinds = {t.kind for t in found.tests}
+    assert "relearning" not in kinds and "quantization" not in kinds  # they work on weights
+    _gather(again := Findings(found.ours, found.targets, []), "classifier", "removal")
+    assert {"relearning", "quantization"} <= {t.kind for t in again.tests}

@@ -98,6 +98,9 @@ class ActivationPatching(Attack):
     )  # fmt: skip
     batch_size: int = param(32, "rows per pass", source="the paper", ge=1)
 
+    def spends(self) -> dict[str, float]:  # noqa: D102
+        return {"patched passes per block": 3}
+
     def run(self, scene: Scene) -> list[Score]:  # noqa: D102
         target = scene.problem.model
         if target is None:

@@ -109,6 +109,9 @@ class ConceptVectors(Attack):
             )
         return found
 
+    def spends(self) -> dict[str, float]:  # noqa: D102
+        return {"vectors": self.vectors, "draws of noise": self.draws}
+
     def run(self, scene: Scene) -> list[Score]:  # noqa: D102
         target = scene.problem.model
         if target is None:

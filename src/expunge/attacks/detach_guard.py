@@ -59,6 +59,9 @@ class DetachGuard(Attack):
         ),
     )  # fmt: skip
 
+    def spends(self) -> dict[str, float]:  # noqa: D102
+        return {"passes per guard": 1}
+
     def run(self, scene: Scene) -> list[Score]:  # noqa: D102
         rows, device = scene.workplace.batches(scene.problem, "forget"), scene.workplace.device
         own = knowledge(scene.problem, scene.model, rows, device)

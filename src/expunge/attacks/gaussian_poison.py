@@ -41,6 +41,7 @@ class GaussianPoison(Attack):
             "along the noise. Interval: normal with the known standard deviation 1.",
             "standard deviations",
             title="Poison left, mean per row",
+            margin=0.25,
         ),
         Measure(
             "gaussian-poison-z",
@@ -67,6 +68,9 @@ class GaussianPoison(Attack):
         if poison_in(problem) is None:
             found.append("it needs poisons that were planted before training (benchmark canaries)")
         return found
+
+    def spends(self) -> dict[str, float]:  # noqa: D102
+        return {"gradients per row": 1}
 
     def run(self, scene: Scene) -> list[Score]:  # noqa: D102
         poison = poison_in(scene.problem)

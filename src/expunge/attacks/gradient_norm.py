@@ -46,12 +46,16 @@ class GradientNormMia(Attack):
             title="Membership AUC (gradient norm)",
             low=0.0,
             high=1.0,
+            margin=0.05,
         ),
     )
     needs = frozenset({"holdout"})
     families = frozenset({"causal_lm"})
 
     p: float = param(2.0, "order of the norm", source="OpenUnlearning", gt=0)
+
+    def spends(self) -> dict[str, float]:  # noqa: D102
+        return {"gradients per row": 1}
 
     def run(self, scene: Scene) -> list[Score]:  # noqa: D102
         problem, workplace = scene.problem, scene.workplace

@@ -59,6 +59,7 @@ class Inversion(Attack):
             title="Recognizable reconstructions",
             low=0.0,
             high=1.0,
+            margin=0.1,
         ),
         Measure(
             "inversion-accuracy-retained",

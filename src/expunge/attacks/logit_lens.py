@@ -65,6 +65,9 @@ class LogitLens(Attack):
         ),
     )
 
+    def spends(self) -> dict[str, float]:  # noqa: D102
+        return {"passes": 1}
+
     def run(self, scene: Scene) -> list[Score]:  # noqa: D102
         family, base = scene.problem.family, innermost(scene.model)
         require_finite(base)

@@ -41,6 +41,9 @@ class PopulationMia(Attack):
         "loss", "what is measured of a row", source="Yeom et al. 2018; every family has it"
     )
 
+    def spends(self) -> dict[str, float]:  # noqa: D102
+        return {"queries per row": 1}
+
     def run(self, scene: Scene) -> list[Score]:  # noqa: D102
         if self.statistic not in scene.problem.family.quantities:
             raise BadInput(

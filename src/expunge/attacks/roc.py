@@ -24,8 +24,9 @@ def roc_measures(name: str, attacker: str) -> tuple[Measure, ...]:
     `attacker` is what titles have in brackets, the statistic and the attacker, as in "Membership AUC (loss, logistic)".
     """
 
-    def measure(suffix: str, title: str, unit: str, definition: str) -> Measure:
-        return Measure(f"{name}-{suffix}", definition, unit, title=f"{title} ({attacker})", low=0.0, high=1.0)
+    def measure(suffix: str, title: str, unit: str, definition: str, margin: float | None = None) -> Measure:
+        named = f"{title} ({attacker})"
+        return Measure(f"{name}-{suffix}", definition, unit, title=named, low=0.0, high=1.0, margin=margin)
 
     return (
         measure(
@@ -34,6 +35,7 @@ def roc_measures(name: str, attacker: str) -> tuple[Measure, ...]:
             "AUC",
             "Probability that a random forget row scores above a random matched holdout row, ties counted half; "
             "0.5: they cannot be told apart. DeLong's interval over rows.",
+            margin=0.05,
         ),
         measure(
             "accuracy",

@@ -60,6 +60,9 @@ class Watermark(Attack):
             found.append("it needs an ownership mark that was planted before training (benchmark canaries)")
         return found
 
+    def spends(self) -> dict[str, float]:  # noqa: D102
+        return {"queries per row": 1}
+
     def run(self, scene: Scene) -> list[Score]:  # noqa: D102
         mark = mark_in(scene.problem)
         if mark is None:

@@ -53,8 +53,8 @@ class Facts:
     """Its weights are the target's, bit by bit, and nothing stands before them."""
     keeps_target: bool = False
     """The target's weights stand in it, behind a filter or beside an adapter."""
-    sensitive: bool = True
-    """Whether these tests tell the target from retrained models: where they do not, finding nothing means nothing."""
+    sensitive: Collection[Claimed] = ("removal", "suppression")
+    """Levels whose tests tell the target from retrained models: where they do not, finding nothing means nothing."""
     exact_by_construction: bool = False
     """A method with an exact guarantee made these very weights, by a record that names them."""
 
@@ -104,7 +104,7 @@ def _level(level: Claimed, facts: Facts) -> Support:
         return "contradicted"
     needed = [t for t in facts.tests if level in t.needed]
     met = bool(needed) and all(t.finding in ("none", "away") for t in needed)
-    met = met and (facts.sensitive or level != "removal")
+    met = met and level in facts.sensitive
     return "supported" if met and facts.utility == "kept" else "undecided"
 
 
@@ -119,4 +119,6 @@ def _residue(facts: Facts) -> Literal["found", "not found", "inconclusive"]:
         return "found"
     needed = [t for t in facts.tests if "removal" in t.needed]
     clear = bool(needed) and all(t.finding in ("none", "away") for t in needed)
-    return "not found" if clear and facts.sensitive and facts.utility == "kept" else "inconclusive"
+    return (
+        "not found" if clear and "removal" in facts.sensitive and facts.utility == "kept" else "inconclusive"
+    )

@@ -108,10 +108,16 @@ def _reason(score: Score) -> str:
 def _orientation(test: ClaimTest) -> int:
     """Which sign of the excess is towards knowing more: the target's own side, where it stands out from the retrained models.
 
-    Elsewhere more is more: a target that knows all already has nothing for an attack to bring back, and shows no rise.
+    Elsewhere more is more, and always of a rise: a target that knows all already has nothing for an attack to bring back, so
+    its side of a rise is no side.
     """
     natural = -1 if test.metric in ERRORS else 1
-    if test.original is None or test.reference is None or test.margin is None:
+    if (
+        test.metric.endswith("-rise")
+        or test.original is None
+        or test.reference is None
+        or test.margin is None
+    ):
         return natural
     gap = test.original - test.reference
     return natural if abs(gap) <= test.margin else (1 if gap > 0 else -1)

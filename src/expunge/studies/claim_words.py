@@ -31,9 +31,14 @@ class Statements(NamedTuple):
 
 
 def statements(
-    facts: Facts, conclusion: Conclusion, tests: Sequence[ClaimTest], references: int, has_target: bool
+    facts: Facts,
+    conclusion: Conclusion,
+    tests: Sequence[ClaimTest],
+    references: int,
+    has_target: bool,
+    recorded: bool,
 ) -> Statements:
-    """Everything that stands under the headline."""
+    """Everything that stands under the headline; `recorded`, whether some record names an exact guarantee."""
     supports, breaks, missing, proxies = [], [], [], []
     if facts.is_target:
         breaks.append("its weights are the target's, bit by bit: nothing was forgotten")
@@ -44,7 +49,12 @@ def statements(
     if facts.exact_by_construction and conclusion.levels["exact"] == "supported":
         supports.append("the record beside these very weights names a method whose guarantee is exact")
     elif facts.claimed == "exact" and not facts.exact_by_construction:
-        missing.append("no record ties these weights to a method with an exact guarantee")
+        missing.append(
+            "a record beside these weights names a method with an exact guarantee, which anybody can write: without tests that "
+            "tell the target from two or more retrained models nothing could contradict it"
+            if recorded
+            else "no record ties these weights to a method with an exact guarantee"
+        )
     for test in tests:
         where = breaks if test.finding in ("residue", "damaged") else None
         if test.finding in ("none", "kept"):
@@ -55,9 +65,11 @@ def statements(
             where = breaks if test.kind in ("output", "membership") else supports
         if where is not None:
             where.append(said(test))
-    if references >= 2 and not facts.sensitive:
+    blind = [level for level in ("removal", "suppression") if level not in facts.sensitive]
+    if references >= 2 and blind:
         missing.append(
-            "the same tests do not tell the target from retrained models: that they find nothing here means nothing"
+            f"the tests that {' and '.join(blind)} would need do not tell the target from retrained models: that they find "
+            "nothing here means nothing"
             if has_target
             else "the target was not given, so nobody knows whether these tests would tell it from retrained models"
         )

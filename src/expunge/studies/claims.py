@@ -5,11 +5,12 @@ The judging is `expunge.stats.claims.conclude`; here scores become findings, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from expunge.attacks.base import ATTACKS, find_measure
+from expunge.attacks.base import ATTACKS, Measure, find_measure
+from expunge.families import FAMILIES
 from expunge.methods.base import METHODS, Method
 from expunge.record import Claim, Claimed, ClaimTest, Judged, Support
 from expunge.stats.claims import Facts, Finding, Test, Utility, conclude, tells
@@ -54,8 +55,9 @@ KINDS = (
     Kind("perturbation", ("activation-perturbation*", "direction-ablation*")),
     Kind("guard", ("detach-guard*",)),
     Kind("inversion", ("inversion*", "concept-inversion*")),
+    Kind("self-report", ("self-report*",)),
 )  # fmt: skip
-"""Kinds of tests other than output and utility, in the order of tables."""
+"""Kinds of tests other than output and utility, in the order of tables; an attack of none of them is a kind of its own."""
 
 
 GATE: dict[Utility, Support] = {
@@ -72,7 +74,10 @@ def claims(problem: dict[str, Any], judged: Sequence[Judged]) -> list[Claim]:
     control = Findings(targets, targets, retrained)
     _gather(control, problem.get("family", ""), "removal")
     judge_all(control)
-    sensitive = any(tells(test) for test in _facts(control))
+    seen = _facts(control)
+    sensitive: list[Claimed] = ["removal"] if any(tells(test) for test in seen) else []
+    if any(test.said and test.finding == "residue" for test in seen):
+        sensitive.append("suppression")
     return [
         _claim(problem, label, [j for j in judged if j.label == label], targets, retrained, sensitive)
         for label in labels
@@ -104,7 +109,7 @@ def _is_exact(guarantee: str) -> bool:
 
 def _claim(
     problem: dict[str, Any], label: str, models: Sequence[Judged], targets: Sequence[Judged], retrained: Sequence[Judged],
-    sensitive: bool,
+    sensitive: Sequence[Claimed],
 ) -> Claim:  # fmt: skip
     first = models[0]
     claimed, guarantee = intent(first)
@@ -114,6 +119,9 @@ def _claim(
     _gather(found, problem.get("family", ""), claimed)
     judge_all(found)
     weights = {t.model_id for t in targets} - {None}
+    recorded = _is_exact(guarantee) and bool(ours) and (first.method in METHODS or bool(first.guarantee))
+    # What this study made itself it knows; a record that came with a model has to stand where it could have fallen.
+    contradictable = len(retrained) > 1 and "removal" in sensitive
     facts = Facts(
         claimed=claimed,
         utility=together(kept),
@@ -121,13 +129,11 @@ def _claim(
         is_target=first.method == "target" or any(m.model_id in weights for m in ours),
         keeps_target=any(m.keeps_target for m in ours),
         sensitive=sensitive,
-        exact_by_construction=_is_exact(guarantee)
-        and bool(ours)
-        and (first.method in METHODS or bool(first.guarantee)),
+        exact_by_construction=recorded and (first.method in METHODS or contradictable),
     )
     conclusion = conclude(facts)
     tests = [*kept, *found.tests]
-    words = statements(facts, conclusion, tests, len(retrained), bool(targets))
+    words = statements(facts, conclusion, tests, len(retrained), bool(targets), recorded)
     missing = words.missing + [f"seed {m.seed}: {m.status}: {m.reason}" for m in models if m.status != "ok"]
     return Claim(
         problem=problem["name"], label=label, claimed=claimed, standing=conclusion.standing, residue=conclusion.residue,
@@ -163,22 +169,43 @@ def _gather(found: Findings, family: str, claimed: Claimed) -> None:
         for metric, split, margin in keys:
             test, one = measured(found, kind.name, metric, split, margin)
             found.add(test.model_copy(update={"needed": claimed in kind.needed}), kind, one)
-        if not keys and kind.needed and (not kind.attacks or _exists(kind, family)):
-            attacks = [a for a in kind.attacks if a in ATTACKS]
+        attacks = _fitting(kind, family)
+        if not keys and kind.needed and (attacks or not kind.attacks):
             how = f"; --attacks {','.join(attacks)} would" if attacks else ""
             ran = any(_of(kind, metric) for metric, _ in there)
             why = "what was run has no margin to be judged by" if ran else f"no such test was run{how}"
             found.add(_absent(kind.name, why, claimed in kind.needed), kind)
+    _add_others(found, measures)
+
+
+def _add_others(found: Findings, measures: Mapping[str, Measure]) -> None:
+    """Attacks of no known kind, such as a user's own, and attacks that failed where their kind is not needed."""
+    for measure in measures.values():
+        if not any(_of(kind, measure.name) for kind in KINDS):
+            attack = find_measure(measure.name)
+            assert attack is not None  # measures are those that were found
+            test, one = measured(found, attack[0].name, measure.name, measure.split, measure.margin)
+            found.add(test, Kind(attack[0].name, ()), one)
+    told = {test.metric for test in found.tests}
+    failed = {
+        attack[0].name: score.reason
+        for j in found.ours for score in j.scores
+        if score.attack and score.status == "failed" and (attack := find_measure(score.metric)) is not None
+        and not any(m.name in told for m in attack[0].measures)
+    }  # fmt: skip
+    for name, reason in failed.items():
+        test = _absent(name, reason, needed=False).model_copy(update={"status": "failed"})
+        found.add(test, Kind(name, ()))
 
 
 def _of(kind: Kind, metric: str) -> bool:
     return any(fnmatchcase(metric, pattern) for pattern in kind.metrics)
 
 
-def _exists(kind: Kind, family: str) -> bool:
-    """Whether there is an attack of this kind for the family at all: what nobody can run is no requirement."""
-    fitting = (ATTACKS[name] for name in kind.attacks if name in ATTACKS)
-    return any(cls.families is None or family in cls.families for cls in fitting)
+def _fitting(kind: Kind, family: str) -> list[str]:
+    """Attacks of this kind that there are for the family: what nobody can run is no requirement."""
+    known = [name for name in kind.attacks if name in ATTACKS]
+    return [name for name in known if family not in FAMILIES or ATTACKS[name].fits(FAMILIES[family])]
 
 
 def _absent(name: str, reason: str, needed: bool) -> ClaimTest:

@@ -57,6 +57,7 @@ def _facts(attack: type[Attack], parameters: dict[str, Any]) -> None:
     require(bool((attack.__doc__ or "").strip()), "it has no docstring; say the definition")
     require(bool(attack.paper.strip()), "it does not say its paper")
     require(bool(attack.threat_model.strip()), "it does not say what the attacker has and knows")
+    require(bool(attack().spends()), "it does not say what it spends (`spends`: queries, passes, steps, ...)")
     require(
         getattr(attack, "access", None) in get_args(Access),
         f"it does not say by 'access' what it needs of the model: one of {', '.join(get_args(Access))}",
