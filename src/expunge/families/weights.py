@@ -32,7 +32,7 @@ def read_weights(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]
     if path.suffix == ".py":
         raise BadInput(
             f"'{path}' is code, not weights; name the function in it that builds the model, as package.module:function or "
-            "./file.py:function, and give its weights as a safetensors file (--weights)"
+            "./file.py:function, and give its weights as a safetensors file (`expunge forget --weights`)"
         )
     if not allow_pickle:
         raise BadInput(
