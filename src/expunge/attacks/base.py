@@ -70,9 +70,9 @@ class Shadow:
             raise BadInput("a shadow model needs members and non-members among the rows of its pool")
 
 
-_TELLING = ("correct", "token_correct", "absolute_error", "loss")
-"""The first of these that a family has is a finite number exactly where the model's outputs are; a loss may be infinite where a
-probability is 0, so it comes last."""
+_TELLING = ("correct", "token_correct", "absolute_error")
+"""The first of these that a family has is a finite number exactly where the model's outputs are. A loss is not: it is infinite
+where a probability is 0, and a denoiser has none of rows without an image."""
 
 
 @dataclass
@@ -145,7 +145,14 @@ class Scene:
             values = np.asarray([row.sum() for row in values])
         lost = int((~np.isfinite(values)).sum())
         if lost:
+            require_finite(self.model)
             raise Undefined(f"the model's outputs are not finite for {lost} of {len(values)} rows of forget")
+
+
+def require_finite(model: nn.Module) -> None:
+    """Raise Undefined where weights are not finite: such a model has answers, but they mean nothing."""
+    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+        raise Undefined("the model has weights that are not finite; it has diverged")
 
 
 class Attack(Parameters):

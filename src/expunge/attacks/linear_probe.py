@@ -11,9 +11,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from expunge.attacks.base import Attack, Measure, Scene
+from expunge.attacks.base import Attack, Measure, Scene, require_finite
 from expunge.attacks.states import BEFORE_HEAD, States, answers, hidden_layers, hidden_states
-from expunge.attacks.tampering import MARGIN, require_finite, some_rows
+from expunge.attacks.tampering import MARGIN, some_rows
 from expunge.families import Batch, Family
 from expunge.families.models import innermost
 from expunge.metrics.base import Estimate, Undefined

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from expunge.attacks.base import Attack, Measure, Scene
+from expunge.attacks.base import Attack, Measure, Scene, require_finite
 from expunge.attacks.states import PER_BATCH, aligned, answers, hidden_layers
-from expunge.attacks.tampering import MARGIN, require_finite, row_mean
+from expunge.attacks.tampering import MARGIN, row_mean
 from expunge.families import Batch, Family
 from expunge.families.base import captured
 from expunge.families.models import innermost

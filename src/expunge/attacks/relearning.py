@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from expunge.attacks.base import Attack, Measure, Scene
+from expunge.attacks.base import Attack, Measure, Scene, require_finite
 from expunge.attacks.knowledge import KNOWLEDGE, knowledge
-from expunge.attacks.tampering import MARGIN, divided, part_of, require_finite, row_mean, some_rows
+from expunge.attacks.tampering import MARGIN, divided, part_of, row_mean, some_rows
 from expunge.evidence import collect
 from expunge.families import Batches
 from expunge.families.models import clone

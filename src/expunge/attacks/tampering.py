@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 from torch import nn
 
-from expunge.attacks.base import Attack, Measure, Scene
+from expunge.attacks.base import Attack, Measure, Scene, require_finite
 from expunge.attacks.knowledge import KNOWLEDGE, knowledge
 from expunge.families import Batches, Family
 from expunge.metrics.base import Estimate, Undefined
@@ -156,12 +155,6 @@ class Tampering(Attack):
 def row_mean(values: np.ndarray) -> Estimate:
     """Mean over rows with its t interval."""
     return Estimate(float(values.mean()), len(values), t_interval(values, over="rows"))
-
-
-def require_finite(model: nn.Module) -> None:
-    """Raise Undefined where weights are not finite: such a model has answers, but they mean nothing."""
-    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
-        raise Undefined("the model has weights that are not finite; it has diverged")
 
 
 def some_rows(scene: Scene, split: str, most: int) -> Batches:
