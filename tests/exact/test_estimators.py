@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -126,6 +126,9 @@ def test_any_sequence_of_additions_and_removals_equals_fitting_what_remains(
     y = np.array([target for _, target in kept.values()])
     refitted = estimator.__class__(**estimator.get_params())
     refitted.fit(x, None if y[0] is None else y, list(kept))
+    if isinstance(refitted, LinearDiscriminantAnalysis):
+        # Columns of scales 0.1 to 10 make it 1e4; of a nearly singular one, from few rows, nobody knows eight digits.
+        assume(np.linalg.cond(refitted.covariance_) < 1e6)
     assert_same(made, refitted, rows(made, 5, rng)[0])
 
 
