@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import Dataset
 from torch import nn
@@ -213,7 +214,8 @@ def test_models_that_are_built_otherwise_are_compared_where_that_has_a_meaning(
         by_label = {j.label: j for j in found.judged}
         aligned = by_label["deep"].score("cka-to-target", "forget")
         assert aligned is not None and set(aligned.groups) == {"layers.0", "head"}  # what both have
-        assert by_label["alike"].score("cka-to-target", "forget") is not None
+        alike = by_label["alike"].score("cka-to-target", "forget")
+        assert alike is not None and alike.value == pytest.approx(np.mean(list(alike.groups.values())))
 
 
 def test_a_model_that_cannot_read_the_data_is_named(problem: Problem, retrained: list) -> None:

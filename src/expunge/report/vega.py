@@ -120,10 +120,10 @@ def series(rows: Sequence[Row]) -> Spec:
     return {"color": label, "shape": label}
 
 
-def legend(labels: Sequence[str], **more: Any) -> Spec:
+def legend(labels: Sequence[str]) -> Spec:
     """As many columns as fit below a chart of half a page; one that is too wide would be cut off."""
     width = 34 + 7 * min(34, max(map(len, labels), default=1))
-    return {"columns": max(1, min(4, 420 // width)), **more}
+    return {"columns": max(1, min(4, 420 // width))}
 
 
 def tips(*fields: tuple[str, ...]) -> list[Spec]:

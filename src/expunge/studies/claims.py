@@ -5,11 +5,11 @@ The judging is `expunge.stats.claims.conclude`; here scores become findings, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from expunge.attacks.base import ATTACKS, Measure, find_measure
+from expunge.attacks.base import ATTACKS, Attack, Measure, find_measure
 from expunge.families import FAMILIES
 from expunge.methods.base import METHODS, Method
 from expunge.record import Claim, Claimed, ClaimTest, Judged, Support
@@ -55,7 +55,6 @@ KINDS = (
     Kind("perturbation", ("activation-perturbation*", "direction-ablation*")),
     Kind("guard", ("detach-guard*",)),
     Kind("inversion", ("inversion*", "concept-inversion*")),
-    Kind("self-report", ("self-report*",)),
 )  # fmt: skip
 """Kinds of tests other than output and utility, in the order of tables; an attack of none of them is a kind of its own."""
 
@@ -150,11 +149,11 @@ def _claim(
 def _gather(found: Findings, family: str, claimed: Claimed) -> None:
     """Every test of what was to be forgotten: output, membership, attacks; and those kinds that are needed and not there."""
     there = {(s.metric, s.split) for j in found.ours for s in j.scores}
-    measures = {
-        name: hit[1]
+    measures = [
+        hit
         for name in dict.fromkeys(s.metric for j in found.ours for s in j.scores if s.attack)
         if (hit := find_measure(name)) is not None and hit[1].margin is not None
-    }
+    ]
     for metric, split in OUTPUT:
         if (metric, split) in there:
             test, one = measured(found, "output", metric, split, None)
@@ -165,7 +164,7 @@ def _gather(found: Findings, family: str, claimed: Claimed) -> None:
         found.add(_absent("output", nothing, claimed != "exact"), None)
     for kind in KINDS:
         keys = [(m, s, None) for m, s in MEMBERSHIP if (m, s) in there and _of(kind, m)]
-        keys += [(m.name, m.split, m.margin) for m in measures.values() if _of(kind, m.name)]
+        keys += [(m.name, m.split, m.margin) for _, m in measures if _of(kind, m.name)]
         for metric, split, margin in keys:
             test, one = measured(found, kind.name, metric, split, margin)
             found.add(test.model_copy(update={"needed": claimed in kind.needed}), kind, one)
@@ -178,20 +177,18 @@ def _gather(found: Findings, family: str, claimed: Claimed) -> None:
     _add_others(found, measures)
 
 
-def _add_others(found: Findings, measures: Mapping[str, Measure]) -> None:
+def _add_others(found: Findings, measures: Sequence[tuple[type[Attack], Measure]]) -> None:
     """Attacks of no known kind, such as a user's own, and attacks that failed where their kind is not needed."""
-    for measure in measures.values():
+    for attack, measure in measures:
         if not any(_of(kind, measure.name) for kind in KINDS):
-            attack = find_measure(measure.name)
-            assert attack is not None  # measures are those that were found
-            test, one = measured(found, attack[0].name, measure.name, measure.split, measure.margin)
-            found.add(test, Kind(attack[0].name, ()), one)
+            test, one = measured(found, attack.name, measure.name, measure.split, measure.margin)
+            found.add(test, Kind(attack.name, ()), one)
     told = {test.metric for test in found.tests}
     failed = {
-        attack[0].name: score.reason
+        hit[0].name: score.reason
         for j in found.ours for score in j.scores
-        if score.attack and score.status == "failed" and (attack := find_measure(score.metric)) is not None
-        and not any(m.name in told for m in attack[0].measures)
+        if score.attack and score.status == "failed" and (hit := find_measure(score.metric)) is not None
+        and not any(m.name in told for m in hit[0].measures)
     }  # fmt: skip
     for name, reason in failed.items():
         test = _absent(name, reason, needed=False).model_copy(update={"status": "failed"})
